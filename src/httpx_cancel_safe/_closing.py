@@ -1,0 +1,322 @@
+"""Run a clean-up to its end, whatever arrives meanwhile, within a time limit.
+
+It runs in the task of its request, one wait at a time, each behind a future of our own:
+what is closed may hold a task group or a cancel scope open, and those can only be left
+by the task that entered them. (`asyncio.shield` would need a second task.)
+"""
+
+import asyncio
+import gc
+import sys
+import types
+from typing import Any, Coroutine, Generator, List, Optional, Set
+
+from ._stats import logger
+
+_current_task: Any = getattr(asyncio, "current_task", None) or getattr(
+    asyncio.Task, "current_task", None
+)
+_background: Set[Any] = set()
+
+
+def library() -> str:
+    """Return which async library runs this code: "asyncio", "trio", or "" for none."""
+    if "trio" in sys.modules:
+        import sniffio
+
+        try:
+            return sniffio.current_async_library()
+        except sniffio.AsyncLibraryNotFoundError:
+            return ""
+    return "asyncio" if asyncio._get_running_loop() is not None else ""
+
+
+def is_cancel(exc: Optional[BaseException]) -> bool:
+    """Tell whether `exc` is how this async library cancels."""
+    if library() == "trio":
+        return isinstance(exc, sys.modules["trio"].Cancelled)
+    return isinstance(exc, asyncio.CancelledError)
+
+
+class Effort:
+    """What happened during a clean-up: the cancels `held` back, and if it `timed_out`."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.held = []  # type: List[BaseException]
+        self.timed_out = False
+        self.waiter = None  # type: Optional[asyncio.Future[None]]
+        self.timer = None  # type: Optional[asyncio.TimerHandle]
+        self.outside = None  # type: Any
+        self.shield = None  # type: Any
+
+    def start_timer(self) -> None:
+        if self.timer is None:
+            loop = asyncio.get_event_loop()
+            self.timer = loop.call_later(self.seconds, self._expire)
+
+    def _expire(self) -> None:
+        self.timer = None
+        if self.shield and not self.held and not _any_cancelled(self.outside, None):
+            self.start_timer()  # Nobody wants it to end.
+            return
+        self.timed_out = True
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    def enter_shield(self, outside: Any) -> None:
+        """Hold back anyio's scopes: they cancel again on every pass of the loop."""
+        import anyio
+
+        self.outside = outside
+        self.shield = anyio.CancelScope(shield=True).__enter__()
+
+    def end(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.shield is not None:
+            self.shield.__exit__(None, None, None)
+
+    async def let_cancel(self) -> None:
+        """Let the cancels that were held back go on, now that all is closed."""
+        if self.held:
+            raise self.held[0]
+        if library() == "trio":
+            await sys.modules["trio"].lowlevel.checkpoint_if_cancelled()
+        elif _any_cancelled(self.outside, None):
+            import anyio
+
+            await anyio.lowlevel.checkpoint_if_cancelled()
+
+    def redeliver(self) -> None:
+        """Let the task's next wait see a cancel that was held back.
+
+        For when another exception goes on its way. anyio's scopes do it by themselves.
+        """
+        if self.held and not _any_cancelled(_innermost_scope(), None):
+            task = _current_task()
+            task.cancel()
+            if hasattr(task, "uncancel"):
+                task.uncancel()  # It was counted when it came.
+
+
+class Progress:
+    """How far a `coroutine` has come, for another task to end it if its own is dropped."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self.coroutine = coroutine
+        self.waiting = None  # type: Any
+        self.is_over = False
+
+    def take_over(self, seconds: float) -> Coroutine[Any, Any, None]:
+        """Return what ends it. The first one to ask gets it."""
+        mine, self.is_over = not self.is_over, True
+        return _take_over(self, seconds) if mine else _nothing()
+
+
+async def _take_over(progress: Progress, seconds: float) -> None:
+    try:
+        await uninterrupted(progress.coroutine, seconds, True, progress)
+    except BaseException:
+        logger.warning("a clean-up failed", exc_info=True)
+
+
+async def _nothing() -> None:
+    pass
+
+
+@types.coroutine
+def uninterrupted(
+    coroutine: Coroutine[Any, Any, Any],
+    seconds: float,
+    at_once: bool = False,
+    progress: Optional[Progress] = None,
+) -> Generator[Any, Any, Optional[Effort]]:
+    """Run `coroutine` to its end in this task, and keep every cancel from it.
+
+    The limit of `seconds` starts with the first cancel, or now with `at_once`. Returns
+    None if nothing can have happened. Raises what `coroutine` raises. `progress` tells
+    where to go on, and keeps how far it has come.
+    """
+    progress = progress or Progress(coroutine)
+    if "trio" in sys.modules and library() == "trio":
+        return (yield from _on_trio(progress, seconds).__await__())
+    effort = None  # type: Optional[Effort]
+    outside = _innermost_scope()
+    if at_once or outside is not None:
+        effort = Effort(seconds)
+        effort.start_timer()
+        if outside is not None:
+            effort.enter_shield(outside)
+    value = None  # type: Any
+    error = None  # type: Optional[BaseException]
+    patience = 100
+    waiting = progress.waiting
+    try:
+        while True:
+            if waiting is None:
+                if error is None:
+                    waiting = coroutine.send(value)
+                else:
+                    waiting = coroutine.throw(error)
+            value = error = None
+            progress.waiting = waiting
+            is_future = hasattr(waiting, "_asyncio_future_blocking")
+            try:
+                if effort is not None and effort.timed_out:
+                    # From here on every wait is cancelled, as in a cancelled scope.
+                    patience -= 1
+                    if not patience:
+                        coroutine.close()
+                        return effort
+                    if is_future:
+                        waiting._asyncio_future_blocking = False
+                        waiting.cancel()
+                    error = asyncio.CancelledError()
+                elif is_future:
+                    yield from _wait(waiting, effort)
+                    if not waiting.done():
+                        continue  # Time is up.
+                else:
+                    value = yield waiting
+            except asyncio.CancelledError as exc:
+                if _cancels_itself(coroutine, effort and effort.shield):
+                    if is_future and waiting.cancel():
+                        continue
+                    error = exc
+                else:
+                    effort = effort or Effort(seconds)
+                    effort.held.append(exc)
+                    effort.start_timer()
+                    if is_future and not waiting.done():
+                        continue
+            waiting = None
+    except StopIteration:
+        progress.is_over = True
+        return effort
+    except GeneratorExit:
+        # This task is dropped. Another one has to end what was begun.
+        in_background(progress.take_over(seconds))
+        raise
+    except BaseException as exc:
+        progress.is_over = True
+        if effort is not None:
+            if effort.timed_out and is_cancel(exc):
+                return effort
+            effort.end()
+            effort.redeliver()
+            effort = None
+        raise
+    finally:
+        if effort is not None:
+            effort.end()
+
+
+def _wait(waiting: Any, effort: Optional[Effort]) -> Generator[Any, Any, None]:
+    """Wait for the future `waiting`, but do not let the task have it: it would cancel it."""
+    waiting._asyncio_future_blocking = False
+    waiter = asyncio.get_event_loop().create_future()
+
+    def wake(_: Any) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    waiting.add_done_callback(wake)
+    if effort is not None:
+        effort.waiter = waiter
+    try:
+        yield from waiter
+    finally:
+        waiting.remove_done_callback(wake)
+
+
+async def _on_trio(progress: Progress, seconds: float) -> Optional[Effort]:
+    """Trio cancels through scopes alone, and again on every wait: one shield does it."""
+    import trio
+
+    effort = Effort(seconds)
+    deadline = trio.current_time() + seconds
+    with trio.CancelScope(shield=True, deadline=deadline) as scope:
+        try:
+            await progress.coroutine
+        finally:
+            progress.is_over = True
+    effort.timed_out = scope.cancelled_caught
+    return effort
+
+
+def _innermost_scope() -> Any:
+    """Return the innermost anyio scope that this task has open on asyncio, or None."""
+    backend = sys.modules.get("anyio._backends._asyncio")
+    states = getattr(backend, "_task_states", {})
+    state = states.get(_current_task())
+    return None if state is None else state.cancel_scope
+
+
+def _any_cancelled(scope: Any, outside: Any) -> bool:
+    while scope is not None and scope is not outside:
+        if scope.cancel_called:
+            return True
+        scope = getattr(scope, "_parent_scope", None)
+    return False
+
+
+def _cancels_itself(coroutine: Any, outside: Any) -> bool:
+    """Tell whether the cancel comes from a scope, timeout or group opened by `coroutine`.
+
+    asyncio's own do not tell whom they cancel; the stack of `coroutine` holds those that
+    it has entered.
+    """
+    if _any_cancelled(_innermost_scope(), outside):
+        return True
+    if sys.version_info < (3, 11):
+        return False
+    stack = [coroutine]
+    for item in stack:
+        for referent in gc.get_referents(item):
+            if type(referent).__name__ in _STACK_TYPES:
+                stack.append(referent)
+            elif getattr(referent, "__name__", "") == "__aexit__":
+                owner = getattr(referent, "__self__", None)
+                if isinstance(owner, asyncio.Timeout) and owner.expired():
+                    return True
+                if isinstance(owner, asyncio.TaskGroup) and owner._aborting:
+                    return True
+    return False
+
+
+_STACK_TYPES = frozenset(
+    (
+        "coroutine",
+        "coroutine_wrapper",
+        "generator",
+        "async_generator",
+        "async_generator_asend",
+        "async_generator_athrow",
+        "anext_awaitable",
+        "frame",
+    )
+)
+
+
+def in_background(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run `coroutine`, which must not raise, where its own task can no longer wait.
+
+    Without a running loop it is taken as far as it goes without waiting.
+    """
+    running = library()
+    if running == "asyncio":
+        task = asyncio.get_event_loop().create_task(coroutine)
+        _background.add(task)  # The loop itself keeps no strong reference.
+        task.add_done_callback(_background.discard)
+    elif running == "trio":
+        import trio
+
+        trio.lowlevel.spawn_system_task(lambda: coroutine)
+    else:
+        try:
+            coroutine.send(None)
+        except StopIteration:
+            pass
+        else:
+            coroutine.close()

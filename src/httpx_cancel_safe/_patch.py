@@ -1,0 +1,178 @@
+"""Put the guards on httpx's classes, and take them off again."""
+
+import contextlib
+import threading
+from typing import Any, Dict, Iterator, List, Tuple
+
+from ._releases import UnsupportedHTTPXError, is_affected
+from ._stats import logger
+
+METHODS = ("send", "_send_single_request")
+
+_lock = threading.Lock()
+_settings = None  # type: Any  # Of all guards; made once, as some stay in foreign hands.
+_installed = {}  # type: Dict[Tuple[type, str], Any]  # The guard of each method.
+
+
+def import_httpx() -> Any:
+    """Return httpx; say what is missing where it cannot be imported."""
+    try:
+        import httpx
+    except ImportError as exc:
+        if getattr(exc, "name", None) == "cgi":
+            raise ImportError(
+                "httpx before 0.24 needs the module 'cgi', which Python 3.13 no longer "
+                "has: `pip install legacy-cgi` brings it back",
+                name="cgi",
+            ) from exc
+        raise
+    return httpx
+
+
+def check_close_timeout(value: Any) -> float:
+    """Return `value` in seconds. Raises TypeError or ValueError for what is no time."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(
+            "close_timeout must be a number of seconds, not {!r}".format(value)
+        )
+    if not 0 < value < float("inf"):
+        raise ValueError(
+            "close_timeout must be finite and above 0 seconds, not {!r}".format(value)
+        )
+    return float(value)
+
+
+def patch(*, close_timeout: float = 5.0) -> bool:
+    """Put the net under every client of this process, also those made before.
+
+    Args:
+        close_timeout: the limit of a clean-up in seconds, above 0.
+
+    Returns:
+        True if the net is in place; False if this httpx has the fix and needs none.
+
+    Raises:
+        TypeError, ValueError: `close_timeout` is not such a number.
+        UnsupportedHTTPXError: httpx is older than 0.15.0.
+        ImportError: httpx cannot be imported; says what would help, if known.
+
+    Safe from any thread and at any time; a second call changes the limit, no more.
+    Backports https://github.com/encode/httpx/pull/2156, and goes past it.
+    """
+    seconds = check_close_timeout(close_timeout)
+    httpx = import_httpx()
+    if not is_affected(httpx.__version__):
+        return False
+    from . import _send
+
+    global _settings
+    with _lock:
+        if _settings is None:
+            _settings = _send.Settings(seconds)
+        _settings.close_timeout = seconds
+        _settings.active = True
+        for owner, guard in (
+            (httpx._client.AsyncClient, _send.guard_async),
+            (httpx._client.Client, _send.guard_sync),
+        ):
+            for name in METHODS:
+                key = (owner, name)
+                current = owner.__dict__[name]
+                if key not in _installed or not _holds(current, _installed[key]):
+                    _installed[key] = guard(current, _settings, name != "send")
+                    setattr(owner, name, _installed[key])
+        logger.info("in place for httpx %s", httpx.__version__)
+    return True
+
+
+def unpatch() -> None:
+    """Take the net away, and nothing else. Safe from any thread; a second call is none.
+
+    Where somebody has wrapped over ours, theirs stays, and ours lets everything pass.
+    """
+    with _lock:
+        if _settings is None:
+            return
+        _settings.active = False
+        for (owner, name), wrapper in list(_installed.items()):
+            if owner.__dict__.get(name) is wrapper:
+                setattr(owner, name, wrapper.__wrapped__)
+                del _installed[owner, name]
+
+
+def is_patched() -> bool:
+    """Tell whether every request goes through the net, by the classes as they are now."""
+    with _lock:
+        return (
+            _settings is not None
+            and _settings.active
+            and bool(_installed)
+            and all(
+                _holds(owner.__dict__.get(name), wrapper)
+                for (owner, name), wrapper in _installed.items()
+            )
+        )
+
+
+@contextlib.contextmanager
+def patched(*, close_timeout: float = 5.0) -> Iterator[bool]:
+    """Have the net within a `with` block, and after it what was before. For tests.
+
+    Takes, yields and raises what `patch()` takes, returns and raises.
+    """
+    before = _settings.close_timeout if is_patched() else None
+    result = patch(close_timeout=close_timeout)
+    try:
+        yield result
+    finally:
+        if before is None:
+            unpatch()
+        else:
+            patch(close_timeout=before)
+
+
+def client_class(name: str) -> Any:
+    """Return `SafeAsyncClient` or `SafeClient` as it is on this httpx."""
+    httpx = import_httpx()
+    version = httpx.__version__
+    try:
+        if not is_affected(version):
+            return getattr(httpx, name[len("Safe") :])
+    except UnsupportedHTTPXError:
+
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            raise UnsupportedHTTPXError(version)
+
+        return type(name, (), {"__init__": __init__})
+    from . import _clients
+
+    return getattr(_clients, name)
+
+
+def layers(function: Any) -> List[Any]:
+    """Return `function` and, from the outside in, what it wraps, whoever wrapped it.
+
+    Tools keep what they wrap in `__wrapped__`, in wrapt's `_self_parent` or `__func__`,
+    or in the cells of a closure.
+    """
+    found: List[Any] = []
+    pending = [function]
+    while pending and len(found) < 100:
+        one = pending.pop(0)
+        if one is None or not callable(one) or any(one is other for other in found):
+            continue
+        found.append(one)
+        for name in ("_self_parent", "__wrapped__", "__func__"):
+            pending.append(getattr(one, name, None))
+        for cell in getattr(one, "__closure__", None) or ():
+            try:
+                content = cell.cell_contents
+            except ValueError:
+                continue
+            if not isinstance(content, type):
+                pending.append(content)
+    return found
+
+
+def _holds(function: Any, wrapper: Any) -> bool:
+    return any(layer is wrapper for layer in layers(function))

@@ -1,0 +1,139 @@
+"""Put pools right after an exchange that ended badly.
+
+What a dead exchange held is in the frames that its exception came through: which pool,
+which connection, how far it had come, which socket was half open. Reading them costs a
+healthy request nothing, and needs no hook inside httpcore.
+
+One module a generation of httpcore knows how its pools keep their books. Each has
+`read(frames)`, which finds the exchanges in the frames, `open_exchange(stream)`, which
+finds the one behind a response stream, and `settle(exchange)`, which restores the rule:
+a pool holds only connections that are idle, closed, or in use by a request that is
+still running. `settle` does not wait; it returns what is left to close on the network.
+"""
+
+import sys
+from typing import Any, Callable, List, NamedTuple, Optional
+
+from .. import _stats
+from . import counted, listed
+from ._common import close_method as close_method
+
+Frame = NamedTuple(
+    "Frame",
+    [("module", str), ("function", str), ("local", Any), ("error", BaseException)],
+)
+Closer = Callable[[], Any]
+
+_warned = False
+
+
+def generation() -> Any:
+    """Return the module for the httpcore that is installed, or None for none we know."""
+    version = getattr(sys.modules.get("httpcore"), "__version__", "")
+    for prefixes, module in ((("0.11.", "0.12.", "0.13."), counted), (("0.14.",), listed)):
+        if version.startswith(prefixes):
+            return module
+    return None
+
+
+def frames_of(exc: BaseException, guards: Any) -> List[Frame]:
+    """Return the frames of httpx, httpcore and below that `exc` came through.
+
+    `guards` are the code objects of our guards. What lies under another guard has been
+    seen to there; an exception from before this exchange has gone through one too.
+    """
+    found: List[Frame] = []
+    pending: List[Any] = [(exc, True)]
+    seen = set()
+    while pending:
+        one, first = pending.pop(0)
+        if one is None or id(one) in seen or len(seen) > 20:
+            continue
+        seen.add(id(one))
+        own: List[Frame] = []
+        traceback = one.__traceback__
+        if first and traceback is not None:
+            traceback = traceback.tb_next  # The guard itself.
+        while traceback is not None:
+            frame = traceback.tb_frame
+            if frame.f_code in guards:
+                if not first:
+                    own = []
+                break
+            module = frame.f_globals.get("__name__", "")
+            if module.startswith(("httpx.", "httpcore.", "anyio.")):
+                function = frame.f_code.co_name
+                own.append(Frame(module, function, frame.f_locals, one))
+            traceback = traceback.tb_next
+        found += own
+        pending += [(other, False) for other in getattr(one, "exceptions", ())]
+        pending += [(one.__cause__, False), (one.__context__, False)]
+    return found
+
+
+def settle(exchanges: List[Any]) -> List[Closer]:
+    """Settle each exchange; return what is left to close. Never raises."""
+    closers: List[Closer] = []
+    for exchange in exchanges:
+        try:
+            exchange.settle(closers)
+        except Exception:
+            fall_back()
+    return closers
+
+
+def exchanges_in(frames: List[Frame], streams: List[Any]) -> List[Any]:
+    """Return the exchanges that the frames show, and those behind the open streams."""
+    books = generation()
+    if books is None:
+        return []
+    try:
+        found = books.read(frames)
+        for stream in streams:
+            exchange = open_exchange(stream)
+            if exchange is not None:
+                found.append(exchange)
+        return found
+    except Exception:
+        fall_back()
+        return []
+
+
+def open_exchange(stream: Any) -> Optional[Any]:
+    """Return the exchange behind a response stream of httpx, if a pool serves it."""
+    books = generation()
+    try:
+        while books is not None and stream is not None:
+            exchange = books.open_exchange(stream)
+            if exchange is not None:
+                return exchange
+            wrapper = stream
+            stream = getattr(wrapper, "_stream", None)
+            if stream is None:
+                stream = getattr(wrapper, "_httpcore_stream", None)
+    except Exception:
+        fall_back()
+    return None
+
+
+def unsettled_exchange(stream: Any) -> Optional[Any]:
+    """Return the exchange behind `stream` if closing it would leave something behind."""
+    exchange = open_exchange(stream)
+    try:
+        if exchange is not None and exchange.is_unsettled():
+            return exchange
+    except Exception:
+        fall_back()
+    return None
+
+
+def fall_back() -> None:
+    """Warn, once, that this httpcore keeps its books in a way that we do not know."""
+    global _warned
+    if not _warned:
+        _warned = True
+        _stats.logger.warning(
+            "cannot put the pools of httpcore %s right, only close responses",
+            getattr(sys.modules.get("httpcore"), "__version__", "(unknown)"),
+            exc_info=True,
+        )

@@ -1,0 +1,41 @@
+"""What both generations share: names, HTTP/2 streams, and calls that do not wait."""
+
+from typing import Any, Callable, List
+
+HANDLE = frozenset(
+    ("handle_async_request", "handle_request", "arequest", "request")
+)
+H2_CANCEL = 8  # RFC 9113, section 7: the stream is no longer needed.
+
+
+def run_now(result: Any) -> None:
+    """Finish a coroutine of httpcore's that never waits; plain results are done already."""
+    if hasattr(result, "send"):
+        try:
+            result.send(None)
+        except StopIteration:
+            return
+        result.close()
+        raise RuntimeError("httpcore waits where it did not")
+
+
+def close_method(resource: Any, is_async: bool = True) -> Callable[[], Any]:
+    """Return the method of `resource` that closes it; asyncio's writers have no aclose."""
+    close = getattr(resource, "aclose", None) if is_async else None
+    return close or resource.close  # type: ignore[no-any-return]
+
+
+def reset_stream(state: Any, stream_id: int, events: List[Any]) -> None:
+    """End one HTTP/2 stream for its peer; what was received counts as read.
+
+    Else the peer goes on sending, and the window that all streams share runs dry
+    (https://github.com/encode/httpcore/issues/943).
+    """
+    stream = state.streams.get(stream_id)
+    if stream is None or stream.closed:
+        return
+    for event in events:
+        size = getattr(event, "flow_controlled_length", 0)
+        if size:
+            state.acknowledge_received_data(size, stream_id)
+    state.reset_stream(stream_id, H2_CANCEL)

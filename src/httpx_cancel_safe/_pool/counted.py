@@ -1,0 +1,232 @@
+"""httpcore 0.11 to 0.13 (httpx 0.15 to 0.20): connections by origin, and a semaphore.
+
+`pool._connections` holds the connections of each origin, and a permit of the semaphore
+is out for each of them. Requests are not listed. So a connection may be taken from the
+books only if this exchange had it to itself: one that it merely got hold of, or gave
+back already, may serve another request by now.
+"""
+
+import time
+from typing import Any, Callable, List, Optional
+
+from ._common import HANDLE, close_method, reset_stream, run_now
+
+
+class Exchange:
+    """One request of one pool, as far as its frames show what it had reached."""
+
+    def __init__(self, pool: Any, connection: Any = None) -> None:
+        self.pool = pool
+        self.connection = connection
+        self.phase = "waiting"
+        self.enters = False  # It was entering a new connection in the books.
+        self.opens = False  # It was the one that opened the socket.
+        self.owns = False  # It had taken its HTTP/1.1 connection into use.
+        self.stream_id: Optional[int] = None
+        self.has_permit = True  # For its HTTP/2 stream.
+        self.initiates = False
+        self.sockets: List[Any] = []
+        self.dropped: List[Any] = []  # Idle connections it was taking out for the pool.
+        self.body: Any = None  # httpcore's response stream, once there is one.
+        self.gave_back = False  # Another request may have the connection by now.
+
+    def is_unsettled(self) -> bool:
+        """Tell whether closing the response alone would leave something behind."""
+        inner = self.connection.connection
+        return self.stream_id in getattr(inner, _name(inner, "streams"), ())
+
+    def settle(self, closers: List[Callable[[], Any]]) -> None:
+        closers += [close_method(socket) for socket in self.sockets + self.dropped]
+        if self.connection is not None:
+            self._settle_connection(self.connection, closers)
+        if self.enters:
+            _return_lost_permits(self.pool)
+
+    def _settle_connection(self, connection: Any, closers: List[Callable[[], Any]]) -> None:
+        pool = self.pool
+        inner = connection.connection
+        if inner is None:
+            if self.opens or not _is_locked(connection):
+                # Whoever waits for it is sent for a new one.
+                setattr(connection, _name(connection, "connect_failed"), True)
+                _drop(pool, connection)
+                if connection.socket is not None:
+                    closers.append(close_method(connection.socket))
+            else:
+                _restore(pool, connection)
+            return
+        state_name = _name(inner, "state")
+        state = getattr(inner, state_name)
+        idle, closed = type(state).IDLE, type(state).CLOSED
+        is_h2 = hasattr(inner, _name(inner, "h2_state"))
+        if self.gave_back and not is_h2 and state is not closed:
+            return
+        if is_h2:
+            self._end_stream(inner, closers)
+            busy = getattr(inner, _name(inner, "streams")) or _is_locked(
+                inner, "initialization_lock"
+            )
+        elif self.owns:
+            state, busy = (state if state is idle else closed), False
+        else:
+            busy = state.name == "ACTIVE"  # With another request.
+        if state is not closed and busy:
+            _restore(pool, connection)
+        elif state is not closed and _in_books(pool, connection):
+            setattr(inner, state_name, idle)  # It may have been reserved, and is unused.
+            _expire_later(pool, connection, inner)
+        else:
+            setattr(inner, state_name, closed)
+            _drop(pool, connection)
+            closers.append(close_method(inner.socket))
+
+    def _end_stream(self, inner: Any, closers: List[Callable[[], Any]]) -> None:
+        if self.initiates:
+            # The preface is written, or on its way; it must not come twice.
+            setattr(inner, _name(inner, "sent_connection_init"), True)
+        streams = getattr(inner, _name(inner, "streams"))
+        if self.stream_id in streams:
+            del streams[self.stream_id]
+            events = getattr(inner, _name(inner, "events")).pop(self.stream_id, [])
+            if self.has_permit:
+                run_now(inner.max_streams_semaphore.release())
+            if self.body is not None:
+                self.body._aclose_func = None
+            state = getattr(inner, _name(inner, "h2_state"))
+            reset_stream(state, self.stream_id, events)
+            closers.append(lambda: inner.socket.write(state.data_to_send(), {}))
+
+
+def read(frames: List[Any]) -> List[Exchange]:
+    """Return the exchanges in `frames`, which run from the caller to what was called."""
+    found: List[Exchange] = []
+    current: Any = None
+    for module, function, local, error in frames:
+        where = module.rpartition(".")[2]
+        me = local.get("self")
+        if where in ("connection_pool", "http_proxy"):
+            if function in HANDLE:
+                current = Exchange(me)
+                found.append(current)
+            if current is None:
+                continue
+            if function in HANDLE or function in ("_forward_request", "_tunnel_request"):
+                current.connection = local.get("connection")
+                if current.connection is None and "proxy_connection" in local:
+                    current.connection = local["proxy_connection"]
+                    current.owns = True
+                    current.phase = "connecting"
+            elif function == "_add_to_pool":
+                current.connection = local["connection"]
+                current.enters = True
+            elif function == "_get_connection_from_pool":
+                current.connection = local.get("reuse_connection")
+                current.dropped += local.get("connections_to_close", ())
+            elif function == "_keepalive_sweep":
+                current.dropped += local.get("connections_to_close", ())
+            elif function == "_response_closed":
+                current.phase = "closing"
+        elif current is None:
+            continue
+        elif function == "_open_socket":
+            current.opens = True
+            current.phase = "connecting"
+        elif function in ("open_tcp_stream", "open_uds_stream") and "stream" in local:
+            current.sockets.append(local["stream"])
+        elif function == "connect_tcp" and "connected_stream" in local:
+            if local["connected_stream"] is not None:  # anyio forgets it
+                current.sockets.append(local["connected_stream"])
+        elif where == "http11" and function in HANDLE:
+            current.owns = True
+        elif where == "http2" and function in HANDLE:
+            current.stream_id = local.get("stream_id", getattr(me, "stream_id", None))
+            current.has_permit = not isinstance(error, Exception)  # Else httpcore did it.
+        elif where == "http2" and function == "send_connection_init":
+            current.initiates = True
+        if where in ("http11", "http2") and current.phase != "connecting":
+            if function.lstrip("_").startswith("send"):
+                current.phase = "sending"
+            elif function.lstrip("_").startswith(("receive", "wait_for_event")):
+                current.phase = "reading"
+    return found
+
+
+def open_exchange(stream: Any) -> Optional[Exchange]:
+    """Return the exchange that a pool's `ResponseByteStream` serves; None for others."""
+    pool = getattr(getattr(stream, "callback", None), "__self__", None)
+    if not hasattr(pool, "_connections"):
+        return None
+    exchange = Exchange(pool, stream.connection)
+    exchange.owns = True
+    exchange.phase = "reading"
+    exchange.body = stream.stream
+    close = getattr(stream.stream, "_aclose_func", None) or getattr(
+        stream.stream, "_close_func", None
+    )
+    exchange.stream_id = getattr(getattr(close, "__self__", None), "stream_id", None)
+    return exchange
+
+
+def _name(thing: Any, name: str) -> str:
+    """Return the attribute as this release spells it: with an underscore from 0.13.4 on."""
+    return "_" + name if hasattr(thing, "_" + name) else name
+
+
+def _is_locked(thing: Any, name: str = "request_lock") -> bool:
+    lock = getattr(getattr(thing, "_" + name, None), "_lock", None)
+    return lock is not None and lock.locked()
+
+
+def _in_books(pool: Any, connection: Any) -> bool:
+    return connection in pool._connections.get(connection.origin, ())
+
+
+def _drop(pool: Any, connection: Any) -> None:
+    if _in_books(pool, connection):
+        run_now(pool._remove_from_pool(connection))
+
+
+def _restore(pool: Any, connection: Any) -> None:
+    """Put a connection back that httpcore took out although others use it.
+
+    It does so when any request on it fails. Its permit is gone, perhaps to another
+    connection: then the next release is left out.
+    """
+    if not _in_books(pool, connection):
+        pool._connections.setdefault(connection.origin, set()).add(connection)
+        _owe_permit(pool._connection_semaphore, hasattr(pool, "aclose"))
+
+
+def _owe_permit(semaphore: Any, is_async: bool) -> None:
+    original = semaphore.release
+
+    def release_sync() -> None:
+        semaphore.release = original
+
+    async def release() -> None:
+        release_sync()
+
+    semaphore.release = release if is_async else release_sync
+
+
+def _return_lost_permits(pool: Any) -> None:
+    """Release what was acquired for a connection that never came into the books."""
+    limit = pool._max_connections
+    semaphore = getattr(pool._connection_semaphore, "semaphore", None)
+    if semaphore is None or not hasattr(pool, "aclose") or hasattr(pool, "proxy_origin"):
+        return
+    value = getattr(semaphore, "value", None)
+    if value is None:
+        value = semaphore._value
+    booked = sum(len(connections) for connections in pool._connections.values())
+    for _ in range(limit - value - booked):
+        run_now(pool._connection_semaphore.release())
+
+
+def _expire_later(pool: Any, connection: Any, inner: Any) -> None:
+    if pool._keepalive_expiry is not None:
+        expire_at = time.monotonic() + pool._keepalive_expiry
+        if hasattr(inner, "_should_expire_at"):
+            inner._should_expire_at = expire_at
+        else:
+            connection.expires_at = expire_at

@@ -1,0 +1,287 @@
+"""httpcore 0.14 (httpx 0.21 and 0.22): the pool lists its requests and its connections.
+
+`pool._requests` holds a status for each request, with its connection once it has one;
+`pool._pool` holds the connections. A connection that is neither idle nor closed, and
+that no status refers to, is an orphan.
+"""
+
+import sys
+import threading
+import time
+from typing import Any, Callable, List, Optional
+
+from ._common import HANDLE, close_method, reset_stream, run_now
+
+
+class Vacant:
+    """Stands in for a connection that is gone, until the pool's own housekeeping comes.
+
+    A task that waits while it holds the pool's lock remembers places in `pool._pool` by
+    number, so nothing may move there.
+    """
+
+    def can_handle_request(self, origin: Any) -> bool:
+        return False
+
+    is_available = lambda self: False  # noqa: E731
+    is_idle = has_expired = is_closed = lambda self: True  # noqa: E731
+
+    def info(self) -> str:
+        return "VACANT"
+
+    async def aclose(self) -> None:
+        pass
+
+
+class Settled:
+    """Stands in for the pool of a response whose exchange is settled already.
+
+    The pool's own `response_closed()` would look for it in the books, and before 0.14.6
+    raise when it is not there (https://github.com/encode/httpcore/issues/491).
+    """
+
+    async def response_closed(self, status: Any) -> None:
+        pass
+
+
+class SettledSync:
+    def response_closed(self, status: Any) -> None:
+        pass
+
+
+class Exchange:
+    """One request of one pool, as far as its frames show what it had reached."""
+
+    def __init__(self, pool: Any, status: Any) -> None:
+        self.pool = pool
+        self.status = status
+        self.request: Any = getattr(status, "request", None)
+        self.phase = "waiting"
+        self.owns = False  # It had taken its HTTP/1.1 connection into use.
+        self.connects = False  # It was the one that established its connection.
+        self.h2: Any = None
+        self.stream_id: Optional[int] = None
+        self.initiates = False
+        self.sockets: List[Any] = []
+        self.met: List[Any] = []  # Connections it was closing for the pool.
+        self.stream: Any = None  # The pool's response stream, once there is one,
+        self.body: Any = None  # and the connection's, inside it.
+        self.gave_back = False  # Another request may have the connection by now.
+
+    def is_unsettled(self) -> bool:
+        """Tell whether closing the response alone would leave something behind.
+
+        That is a stream which says that it is closed, but was interrupted meanwhile
+        (https://github.com/encode/httpcore/issues/1115), or one of HTTP/2.
+        """
+        open_streams = getattr(self.h2, "_events", ())
+        return getattr(self.body, "_closed", False) or self.stream_id in open_streams
+
+    def settle(self, closers: List[Callable[[], Any]]) -> None:
+        if isinstance(getattr(self.pool._pool_lock, "_lock", None), type(threading.Lock())):
+            with self.pool._pool_lock:
+                self._settle(closers)
+        else:
+            self._settle(closers)
+
+    def _settle(self, closers: List[Callable[[], Any]]) -> None:
+        pool, status = self.pool, self._find_status()
+        connection = None if status is None else status.connection
+        if self.stream is not None:
+            self.stream._pool = Settled() if hasattr(pool, "aclose") else SettledSync()
+        listed = status in pool._requests
+        if listed:
+            pool._requests.remove(status)
+        closers += [close_method(socket) for socket in self.sockets]
+        if connection is not None and (listed or self.body is None):
+            self._settle_connection(connection, closers)
+        for other in self.met:
+            if other is not connection and other.is_closed():
+                if not _in_use(pool, other):
+                    _vacate(pool, other)
+                    closers.append(close_method(other))
+        _serve(pool, closers)
+
+    def _find_status(self) -> Any:
+        if self.status is None:
+            for status in self.pool._requests:
+                if status.request is self.request:
+                    return status
+        return self.status
+
+    def _settle_connection(self, connection: Any, closers: List[Callable[[], Any]]) -> None:
+        inner = _established(connection)
+        in_use = _in_use(self.pool, connection)
+        if hasattr(inner, "_h2_state"):
+            self._end_stream(inner, closers)
+            broken = getattr(inner, "_connection_error", False) or inner._events
+            gone = inner.is_closed() or (not in_use and broken)
+            if not gone and not in_use:
+                _make_idle(inner)
+        elif inner is None:
+            # Others that wait for it will connect it themselves.
+            gone = not in_use
+        elif self.connects:
+            gone = True
+        elif self.owns and not self.gave_back and inner._state.name == "ACTIVE":
+            gone = True
+        elif inner._state.name == "NEW" and in_use:
+            # Unused, but only its maker could have begun: httpcore #1093, second shape.
+            _make_idle(inner)
+            gone = False
+        else:
+            gone = inner.is_closed() or not (in_use or inner.is_idle())
+        if gone:
+            _vacate(self.pool, connection)
+            if inner is not None:
+                inner._state = type(inner._state).CLOSED
+                closers.append(close_method(inner))
+
+    def _end_stream(self, inner: Any, closers: List[Callable[[], Any]]) -> None:
+        if self.initiates and not inner._sent_connection_init:
+            # The preface is written, or waits in h2's buffer; it must not come twice.
+            names = vars(sys.modules[type(inner).__module__])
+            semaphore = names.get("AsyncSemaphore") or names["Semaphore"]
+            streams = inner._h2_state.local_settings.max_concurrent_streams
+            inner._max_streams_semaphore = semaphore(streams)
+            inner._sent_connection_init = True
+        if self.stream_id in inner._events and not inner.is_closed():
+            events = inner._events.pop(self.stream_id)
+            run_now(inner._max_streams_semaphore.release())
+            reset_stream(inner._h2_state, self.stream_id, events)
+            if self.body is not None:
+                self.body._closed = True
+            request = self.request
+            closers.append(lambda: inner._write_outgoing_data(request))
+
+
+def read(frames: List[Any]) -> List[Exchange]:
+    """Return the exchanges in `frames`, which run from the caller to what was called."""
+    found: List[Exchange] = []
+    current: Any = None
+    for module, function, local, _ in frames:
+        where = module.rpartition(".")[2]
+        me = local.get("self")
+        if module == "httpx._transports.default":
+            if "req" in local:
+                current = Exchange(me._pool, None)
+                current.request = local["req"]
+                found.append(current)
+        elif where == "connection_pool":
+            if function in HANDLE:
+                if current is None or current.pool is not me:
+                    current = Exchange(me, None)
+                    found.append(current)
+                current.status = local.get("status")
+                current.request = local.get("request")
+            elif hasattr(me, "_status"):
+                current = open_exchange(me) or current
+                found += [current] if current is not None else []
+            elif current is not None and "connection" in local:
+                current.met.append(local["connection"])
+                if function == "response_closed":
+                    current.phase = "closing"
+        elif current is None:
+            continue
+        elif where == "connection" and function == "_connect":
+            current.connects = True
+            current.phase = "connecting"
+            _note(current, local.get("stream"))
+        elif where == "http_proxy" and function in HANDLE and "target" in local:
+            if not me._connected:
+                current.connects = True
+                current.phase = "connecting"
+                _note(current, local.get("stream"))
+        elif where == "socks_proxy" and function in HANDLE and "kwargs" in local:
+            if me._connection is None:
+                current.connects = True
+                current.phase = "connecting"
+                _note(current, local.get("stream"))
+        elif function == "connect_tcp" and "connected_stream" in local:
+            _note(current, local["connected_stream"])  # anyio forgets it
+        elif where == "http11" and function in HANDLE:
+            current.owns = "kwargs" in local
+        elif where == "http2" and function in HANDLE:
+            current.h2 = me
+            current.stream_id = local.get("stream_id")
+        elif where == "http2" and function == "_send_connection_init":
+            current.initiates = True
+        if where in ("http11", "http2") and current.phase != "connecting":
+            if function.startswith("_send"):
+                current.phase = "sending"
+            elif function.startswith("_receive"):
+                current.phase = "reading"
+    return found
+
+
+def open_exchange(stream: Any) -> Optional[Exchange]:
+    """Return the exchange that a `ConnectionPoolByteStream` serves; None for others."""
+    if not hasattr(stream, "_status") or not hasattr(stream._pool, "_requests"):
+        return None
+    exchange = Exchange(stream._pool, stream._status)
+    exchange.stream = stream
+    exchange.owns = True
+    exchange.phase = "reading"
+    exchange.body = stream._stream
+    if hasattr(exchange.body, "_stream_id"):
+        exchange.h2 = exchange.body._connection
+        exchange.stream_id = exchange.body._stream_id
+    return exchange
+
+
+def _note(exchange: Exchange, socket: Any) -> None:
+    if socket is not None:
+        exchange.sockets.append(socket)
+
+
+def _in_use(pool: Any, connection: Any) -> bool:
+    return any(status.connection is connection for status in pool._requests)
+
+
+def _established(connection: Any) -> Any:
+    """Return the HTTP/1.1 or HTTP/2 connection inside, through proxies; None if not yet."""
+    while hasattr(connection, "_connection"):
+        connection = connection._connection
+    return connection
+
+
+def _make_idle(inner: Any) -> None:
+    inner._state = type(inner._state).IDLE
+    if inner._keepalive_expiry is not None:
+        inner._expire_at = time.monotonic() + inner._keepalive_expiry
+
+
+def _vacate(pool: Any, connection: Any) -> None:
+    if connection in pool._pool:
+        lock = getattr(pool._pool_lock, "_lock", None)
+        if hasattr(pool, "aclose") and lock.locked():
+            pool._pool[pool._pool.index(connection)] = Vacant()
+        else:
+            pool._pool.remove(connection)
+
+
+def _serve(pool: Any, closers: List[Callable[[], Any]]) -> None:
+    """Give the waiting requests their turn, in order, as the pool does."""
+    for status in pool._requests:
+        if status.connection is None:
+            connection = _acquire(pool, status.request.url.origin, closers)
+            if connection is None:
+                return
+            status.set_connection(connection)
+
+
+def _acquire(pool: Any, origin: Any, closers: List[Callable[[], Any]]) -> Any:
+    idle = None
+    for place, connection in enumerate(pool._pool):
+        if connection.can_handle_request(origin) and connection.is_available():
+            return connection
+        if connection.is_idle():
+            idle = place
+    if len(pool._pool) < pool._max_connections:
+        pool._pool.append(pool.create_connection(origin))
+        return pool._pool[-1]
+    if idle is None:
+        return None
+    evicted, pool._pool[idle] = pool._pool[idle], pool.create_connection(origin)
+    closers.append(close_method(evicted))
+    return pool._pool[idle]

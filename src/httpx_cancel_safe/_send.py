@@ -1,0 +1,349 @@
+"""The life of a request that ends badly: the guards around httpx, and the rescue.
+
+1. `send` raises, or a single exchange within it does.
+2. `_Rescue` reads from the frames of the exception what the exchange held, and puts the
+   pool's books right before anything waits (`_pool`).
+3. Then it closes what is open, responses and sockets, and nothing interrupts that
+   (`_closing`).
+4. The very same exception goes on to the caller.
+
+A response that is handed out keeps the same care in its own `aclose()`.
+See https://github.com/encode/httpx/pull/2156.
+"""
+
+import functools
+import sys
+import time
+from typing import Any, Callable, List, Optional
+
+import httpx
+
+from . import _closing, _pool
+from ._stats import count, logger
+
+# Response streams are checked to be of these from httpx 0.18 on.
+_AsyncByteStream = getattr(httpx._client, "AsyncByteStream", object)  # type: Any
+_SyncByteStream = getattr(httpx._client, "SyncByteStream", object)  # type: Any
+
+
+class Settings:
+    """The limit of a clean-up, in seconds, and whether the guards that have it act."""
+
+    def __init__(self, close_timeout: float) -> None:
+        self.close_timeout = close_timeout
+        self.active = True
+
+
+def guard_async(wrapped: Callable[..., Any], settings: Settings, single: bool) -> Any:
+    """Return a guard around `send`, or around `_send_single_request` if `single`."""
+
+    @functools.wraps(wrapped)
+    async def guard(*args: Any, **kwargs: Any) -> Any:
+        if not settings.active:
+            return await wrapped(*args, **kwargs)
+        opened = []  # type: List[Any]
+        try:
+            response = await wrapped(*args, **kwargs)
+        except BaseException as exc:
+            rescue = _Rescue(exc, settings, opened, args, kwargs)
+            if not _is_dropped(exc):
+                await rescue.run()
+                raise
+            _closing.in_background(rescue.run())
+            if isinstance(exc, RuntimeError):
+                raise GeneratorExit from None
+            raise
+        if single and not response.is_closed:
+            _guard_response(response, AsyncGuardedStream, settings)
+            _enclosing_opened().append(response)
+        return response
+
+    return guard
+
+
+def guard_sync(wrapped: Callable[..., Any], settings: Settings, single: bool) -> Any:
+    """The same for the sync client, where only an exception can interrupt."""
+
+    @functools.wraps(wrapped)
+    def guard(*args: Any, **kwargs: Any) -> Any:
+        if not settings.active:
+            return wrapped(*args, **kwargs)
+        opened = []  # type: List[Any]
+        try:
+            response = wrapped(*args, **kwargs)
+        except BaseException as exc:
+            _Rescue(exc, settings, opened, args, kwargs, False).run_sync()
+            raise
+        if single and not response.is_closed:
+            _guard_response(response, SyncGuardedStream, settings)
+            _enclosing_opened().append(response)
+        return response
+
+    return guard
+
+
+# All guards share these: where the frames of an exchange end, seen from outside.
+_GUARDS = frozenset(
+    make(lambda: None, Settings(0), False).__code__ for make in (guard_async, guard_sync)
+)
+
+
+def _enclosing_opened() -> List[Any]:
+    """Return the list of open responses of the `send` that this exchange is part of.
+
+    The guard around that `send` is further up the stack. (Context variables do not
+    follow tasks on Python 3.6.)
+    """
+    frame = sys._getframe(2)  # type: Any
+    while frame is not None:
+        if frame.f_code in _GUARDS:
+            return frame.f_locals["opened"]  # type: ignore[no-any-return]
+        frame = frame.f_back
+    return []
+
+
+def _is_dropped(exc: BaseException) -> bool:
+    """Tell whether `exc` means that the coroutine was closed, so that it must not wait.
+
+    Handlers of httpx and httpcore wait all the same, and Python answers RuntimeError.
+    """
+    if isinstance(exc, RuntimeError):
+        return str(exc).endswith(" ignored GeneratorExit") or isinstance(
+            exc.__context__, GeneratorExit
+        )
+    return isinstance(exc, GeneratorExit)
+
+
+def _guard_response(response: Any, guarded: Any, settings: Settings) -> None:
+    if _guard_of(response) is not None:
+        return
+    if not hasattr(response, "_on_close"):
+        response.stream = guarded(response.stream, response.stream, settings)
+    elif response._on_close is not None:  # Up to httpx 0.17.
+        close = functools.partial(response._on_close, response)
+        response._on_close = guarded(response.stream, close, settings).on_close
+
+
+def _guard_of(response: Any) -> Any:
+    on_close = getattr(response, "_on_close", None)
+    guarded = getattr(on_close, "__self__", getattr(response, "stream", None))
+    return guarded if isinstance(guarded, _GuardedStream) else None
+
+
+class _GuardedStream:
+    """A response stream that closes to its end. Reading it is as before."""
+
+    def __init__(self, stream: Any, close: Any, settings: Settings) -> None:
+        self._stream = stream
+        self._close = close
+        self._settings = settings
+        self.progress = None  # type: Optional[_closing.Progress]
+
+
+class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):
+    def __aiter__(self) -> Any:
+        return self._stream.__aiter__()
+
+    def close_plainly(self) -> Any:
+        return (self._close if callable(self._close) else self._close.aclose)()
+
+    async def aclose(self) -> None:
+        closers = [self.close_plainly]
+        unsettled = _pool.unsettled_exchange(self._stream)
+        if unsettled is not None:
+            closers += _pool.settle([unsettled])
+        if isinstance(sys.exc_info()[1], GeneratorExit):
+            _closing.in_background(_clean_up(closers, self._settings))
+            return
+        limit = self._settings.close_timeout
+        try:
+            work = self.close_plainly() if unsettled is None else _close_all(closers)
+            self.progress = _closing.Progress(work)
+            effort = await _closing.uninterrupted(work, limit, progress=self.progress)
+        except Exception:
+            await self._settle_after()
+            raise
+        if effort is not None:
+            if effort.timed_out:
+                _report_timeout(self._settings)
+                await self._settle_after()
+            await effort.let_cancel()
+
+    async def on_close(self, response: Any) -> None:
+        await self.aclose()
+
+    async def _settle_after(self) -> None:
+        exchange = _pool.open_exchange(self._stream)
+        if exchange is not None:
+            exchange.gave_back = True
+            await _clean_up(_pool.settle([exchange]), self._settings)
+
+
+class SyncGuardedStream(_GuardedStream, _SyncByteStream):
+    def __iter__(self) -> Any:
+        return iter(self._stream)
+
+    def close_plainly(self) -> None:
+        (self._close if callable(self._close) else self._close.close)()
+
+    def close(self) -> None:
+        unsettled = _pool.unsettled_exchange(self._stream)
+        closers = [] if unsettled is None else _pool.settle([unsettled])
+        try:
+            self.close_plainly()
+        except BaseException:
+            exchange = _pool.open_exchange(self._stream)
+            if exchange is not None:
+                exchange.gave_back = True
+                closers += _pool.settle([exchange])
+            raise
+        finally:
+            _close_all_sync(closers)
+
+    def on_close(self, response: Any) -> None:
+        self.close()
+
+
+class _Rescue:
+    """What is left of a request that ended with `exc`. The books are right at once."""
+
+    def __init__(
+        self,
+        exc: BaseException,
+        settings: Settings,
+        opened: List[Any],
+        args: Any,
+        kwargs: Any,
+        is_async: bool = True,
+    ) -> None:
+        self.began = time.perf_counter()
+        self.exc = exc
+        self.settings = settings
+        self.request = kwargs.get("request", args[-1] if args else None)
+        frames = _pool.frames_of(exc, _GUARDS)
+        responses = [one for one in opened if _is_open(one)]
+        responses += _unguarded_responses(frames)
+        streams = [getattr(response, "stream", response) for response in responses]
+        exchanges = _pool.exchanges_in(frames, streams)
+        self.closers = [
+            _closer_of(response, is_async, settings.close_timeout)
+            for response in responses
+        ]
+        self.closers += _pool.settle(exchanges)
+        self.phase = ""  # type: str
+        if exchanges:
+            self.phase = exchanges[-1].phase
+        elif responses:
+            self.phase = "reading"
+
+    async def run(self) -> None:
+        """Close what is open. Raises nothing."""
+        if self.closers:
+            await _clean_up(self.closers, self.settings, self.exc)
+        self._report()
+
+    def run_sync(self) -> None:
+        _close_all_sync(self.closers)
+        self._report()
+
+    def _report(self) -> None:
+        if self.phase:
+            count("released", self.phase)
+            logger.debug(
+                "released %s %s, ended while %s by %s, in %.1f ms",
+                getattr(self.request, "method", "?"),
+                getattr(getattr(self.request, "url", None), "host", "?"),
+                self.phase,
+                type(self.exc).__name__,
+                (time.perf_counter() - self.began) * 1000,
+            )
+
+
+def _unguarded_responses(frames: List[Any]) -> List[Any]:
+    """Return the responses that httpx opened, but failed to hand on: bad cookies, say."""
+    found = []  # type: List[Any]
+    for frame in frames:
+        if frame.function == "_send_single_request" and frame.module == "httpx._client":
+            response = frame.local.get("response", frame.local.get("stream"))
+            if response is not None:
+                found.append(response)
+    return found
+
+
+def _is_open(response: Any) -> bool:
+    """Tell whether `response` is open, or was dropped while it was being closed."""
+    progress = _guard_of(response).progress
+    return not (response.is_closed if progress is None else progress.is_over)
+
+
+def _closer_of(response: Any, is_async: bool, limit: float) -> Callable[[], Any]:
+    """Return what closes `response` and can be run uninterrupted as a whole."""
+    guarded = _guard_of(response)
+    if guarded is not None and guarded.progress is not None:
+        return functools.partial(guarded.progress.take_over, limit)
+    if guarded is not None:
+        response.is_closed = True
+        return guarded.close_plainly  # type: ignore[no-any-return]
+    return _pool.close_method(response, is_async)
+
+
+async def _clean_up(
+    closers: List[Callable[[], Any]],
+    settings: Settings,
+    exc: Optional[BaseException] = None,
+) -> None:
+    """Run `closers` whatever arrives meanwhile. Raises nothing but GeneratorExit.
+
+    A cancel that was held back is let go on, unless `exc` already is one.
+    """
+    try:
+        effort = await _closing.uninterrupted(
+            _close_all(closers), settings.close_timeout, at_once=True
+        )
+    except GeneratorExit:
+        raise
+    except BaseException as failure:
+        _report_failure(failure)
+        return
+    if effort is not None:
+        if effort.timed_out:
+            _report_timeout(settings)
+        if not _closing.is_cancel(exc):
+            effort.redeliver()
+
+
+async def _close_all(closers: List[Callable[[], Any]]) -> None:
+    """Run every closer, also after one that fails."""
+    cancel = None
+    for close in closers:
+        try:
+            result = close()
+            if hasattr(result, "__await__"):
+                await result
+        except GeneratorExit:
+            raise
+        except BaseException as exc:
+            if _closing.is_cancel(exc):
+                cancel = exc  # Time is up; trio wants to see it in the end.
+            else:
+                _report_failure(exc)
+    if cancel is not None:
+        raise cancel
+
+
+def _close_all_sync(closers: List[Callable[[], Any]]) -> None:
+    for close in closers:
+        try:
+            close()
+        except BaseException as exc:
+            _report_failure(exc)
+
+
+def _report_failure(exc: BaseException) -> None:
+    count("failed")
+    logger.warning("a clean-up failed", exc_info=exc)
+
+
+def _report_timeout(settings: Settings) -> None:
+    count("timed_out")
+    logger.warning("a clean-up was given up after %s seconds", settings.close_timeout)

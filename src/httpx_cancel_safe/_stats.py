@@ -1,0 +1,48 @@
+"""What the net has caught so far, and the one logger it speaks through."""
+
+import logging
+import threading
+from typing import Dict, NamedTuple
+
+logger = logging.getLogger("httpx_cancel_safe")
+logger.addHandler(logging.NullHandler())
+
+PHASES = ("waiting", "connecting", "sending", "reading", "closing")
+
+Stats = NamedTuple(
+    "Stats",
+    [
+        ("released", int),
+        ("failed", int),
+        ("timed_out", int),
+        ("by_phase", Dict[str, int]),
+    ],
+)
+
+_lock = threading.Lock()
+_counts = dict.fromkeys(("released", "failed", "timed_out") + PHASES, 0)
+
+
+def count(*names: str) -> None:
+    """Add one to each of `names`: outcomes or phases."""
+    with _lock:
+        for name in names:
+            _counts[name] += 1
+
+
+def stats() -> Stats:
+    """Return what the net has caught in this process so far; safe from any thread.
+
+    `released` counts the requests that ended badly and were cleaned up after; `failed`
+    the closes that raised; `timed_out` those given up after `close_timeout`.
+    `by_phase` splits `released` by what the request was doing when it ended: waiting
+    for a connection, connecting, sending, reading or closing.
+    """
+    with _lock:
+        counts = dict(_counts)
+    return Stats(
+        counts["released"],
+        counts["failed"],
+        counts["timed_out"],
+        {phase: counts[phase] for phase in PHASES},
+    )

@@ -1,0 +1,48 @@
+"""The report header, and a net that never outlives a test."""
+
+import pathlib
+import platform
+
+import pytest
+
+try:
+    from importlib.metadata import PackageNotFoundError, version
+except ImportError:  # Python 3.6 and 3.7; pytest brings the backport.
+    from importlib_metadata import PackageNotFoundError, version
+
+try:
+    import httpx2
+
+    # The cell that runs the fork under its old name: before anything imports the other httpx.
+    httpx2.alias_httpx()
+except ImportError:
+    pass
+
+import httpx
+
+import httpx_cancel_safe
+
+RELEASE = tuple(int(part) for part in httpx.__version__.split(".")[:2])
+
+if RELEASE < (0, 15) or not hasattr(httpx, "AsyncClient"):
+    # Too old, or a new design with other names: there is no client that the other tests could use.
+    tests = pathlib.Path(__file__).parent.glob("test_*.py")
+    collect_ignore = [test.name for test in tests if test.name != "test_releases.py"]
+
+
+def pytest_report_header():
+    found = ["python " + platform.python_version(), "httpx " + httpx.__version__]
+    for package in ("httpcore", "anyio", "trio", "h11", "h2", "wrapt", "uvloop"):
+        try:
+            found.append(package + " " + version(package))
+        except PackageNotFoundError:
+            found.append("no " + package)
+    return "versions: " + ", ".join(found)
+
+
+@pytest.fixture(autouse=True)
+def unpatched():
+    """Every test ends without the net, whatever it did."""
+    yield
+    if httpx_cancel_safe.is_patched():
+        httpx_cancel_safe.unpatch()

@@ -1,0 +1,59 @@
+"""Cancel one request among others: the pieces that the bystander tests are made of."""
+
+import asyncio
+
+import anyio
+import sniffio
+
+from .sweep import Trigger, drive
+
+WAYS = ["once", "twice-1", "twice-3", "scope"]
+
+
+def ways_on(backend):
+    return WAYS if backend == "asyncio" else ["scope"]
+
+
+async def cancelled_at(k, coro, way):
+    """Run a coroutine and cancel it at its k-th suspension; False when it ended before that."""
+    if way == "scope":
+        with anyio.CancelScope() as scope:
+            trigger = Trigger(scope.cancel, k)
+            await drive(coro, trigger)
+        return trigger.calls > 0
+    loop = asyncio.get_event_loop()
+    again = [int(way[6:])] if way.startswith("twice-") else []
+    trigger = Trigger(lambda: loop.call_soon(lambda: task.cancel()), k, again)
+
+    async def run():
+        await drive(coro, trigger)
+
+    task = loop.create_task(run())
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+    return trigger.calls > 0
+
+
+async def cut_short(seconds, coro):
+    """Run a coroutine for a time that is certainly too short, or nearly so."""
+    if sniffio.current_async_library() == "asyncio":
+        try:
+            await asyncio.wait_for(coro, seconds)
+        except asyncio.TimeoutError:
+            pass
+    else:
+        with anyio.move_on_after(seconds):
+            await coro
+
+
+def run(noise, backend, function):
+    """Run an async function on a backend; a hang fails the test instead of stopping it."""
+
+    async def main():
+        if backend == "asyncio":
+            asyncio.get_event_loop().set_exception_handler(noise.loop_complains)
+        with anyio.fail_after(60):
+            return await function()
+
+    return anyio.run(main, backend=backend)

@@ -1,0 +1,213 @@
+"""Nobody else is touched: the requests next to a cancelled one go on undisturbed."""
+
+import functools
+import gc
+import itertools
+import os
+import random
+
+import anyio
+import httpx
+import pytest
+
+import httpx_cancel_safe
+
+from .support import compat
+from .support.cancelling import WAYS, cancelled_at, cut_short, run, ways_on
+from .support.scenarios import SCENARIOS
+from .support.servers import serve
+from .support.sweep import Noise, say, target
+
+SEEDS = range(int(os.environ.get("CHAOS_SEEDS", "20")))
+WORKERS = 12
+REQUESTS = 6  # Each worker makes so many, however long it takes.
+
+needs_net = pytest.mark.skipif(
+    compat.FIXED, reason="httpx %s needs no net: what it leaks is its own" % httpx.__version__
+)
+every_backend = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+every_version = pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
+
+gates = ("gate-%d" % number for number in itertools.count())
+
+
+@pytest.fixture(scope="module")
+def servers():
+    with serve() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def backend_works(request):
+    if request.node.callspec.params.get("backend") == "trio" and compat.trio_problem():
+        pytest.skip(compat.trio_problem())
+
+
+class Neighbour:
+    """A request that the server holds open until its gate is opened."""
+
+    def __init__(self, client, url, server):
+        self.gate = next(gates)
+        self.started = anyio.Event()
+        self.fault = None
+        self._client = client
+        self._url = url + "/gate/" + self.gate
+        self._server = server
+
+    async def run(self):
+        parts = []
+        try:
+            async with self._client.stream("GET", self._url) as response:
+                async for part in response.aiter_bytes():
+                    parts.append(part)
+                    self.started.set()
+            if b"".join(parts) != b"before after":
+                self.fault = repr(parts)
+        except Exception as exc:
+            self.fault = say(exc)
+        finally:
+            self.started.set()
+
+    def release(self):
+        self._server.open_gate(self.gate)
+
+
+async def check_empty(client, url, server, limit):
+    """Every place in the pool can be had: as many requests at once as it has places."""
+    neighbours = [Neighbour(client, url, server) for _ in range(limit)]
+    async with anyio.create_task_group() as group:
+        for neighbour in neighbours:
+            group.start_soon(neighbour.run)
+        for neighbour in neighbours:
+            await neighbour.started.wait()
+        for neighbour in neighbours:
+            neighbour.release()
+    return ["afterwards: " + n.fault for n in neighbours if n.fault]
+
+
+def run_and_check(servers, backend, http2, limit, body, pool_timeout=10.0):
+    """Run body(client, url, server) with a client of its own: (its result, what was wrong)."""
+    url, (server,), factory = target(
+        servers, httpx.AsyncClient, http2=http2, limit=limit, pool_timeout=pool_timeout
+    )
+    faults = []
+
+    async def main():
+        client = factory()
+        try:
+            result, found = await body(client, url, server)
+            faults.extend(found)
+            client.event_hooks = {}
+            faults.extend(await check_empty(client, url, server, limit))
+            return result
+        finally:
+            try:
+                await client.aclose()
+            except RuntimeError as exc:
+                faults.append("closing the client: " + say(exc))
+
+    gc.collect()
+    with Noise() as noise:
+        result = run(noise, backend, main)
+        if not server.wait_closed_to(0, 2):
+            faults.append("the server still holds a connection")
+            server.drop_connections()
+        gc.collect()
+        faults.extend(noise.take())
+    if http2:
+        faults.extend("server: %r" % exc for exc in server.protocol_errors)
+        del server.protocol_errors[:]
+    return result, faults
+
+
+@needs_net
+@every_backend
+@every_version
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["get", "post", "redirect", "stream-left"])
+def test_neighbour_goes_on(servers, name, way, http2, backend):
+    """One request is held open; the other is cancelled at each of its suspension points."""
+    if way not in ways_on(backend):
+        pytest.skip("trio has scopes only")
+
+    async def cancel_at(k, client, url, server):
+        neighbour = Neighbour(client, url, server)
+        async with anyio.create_task_group() as group:
+            group.start_soon(neighbour.run)
+            await neighbour.started.wait()
+            cancelled = await cancelled_at(k, SCENARIOS[name](client, url), way)
+            neighbour.release()
+        return cancelled, ["neighbour: " + neighbour.fault] if neighbour.fault else []
+
+    faults = []
+    with httpx_cancel_safe.patched():
+        for k in range(1, 500):
+            body = functools.partial(cancel_at, k)
+            cancelled, found = run_and_check(
+                servers, backend, http2, 1 if http2 else 2, body, pool_timeout=2.0
+            )
+            faults += ["k=%d %s" % (k, fault) for fault in found]
+            if not cancelled:
+                break
+    assert k > 3
+    assert not faults, "\n".join(faults)
+
+
+CHAOTIC = ["get", "chunked", "post", "redirect", "digest", "stream-left"]
+
+
+async def chaos(backend, url, client, seed):
+    """Half of the workers are cancelled again and again; the failures of the others are returned."""
+    failed = []
+
+    async def cancelled_worker(number):
+        dice = random.Random("%d cancelled %d" % (seed, number))
+        for _ in range(REQUESTS):
+            request = SCENARIOS[dice.choice(CHAOTIC)](client, url)
+            way = dice.choice(ways_on(backend) + ["cut"])
+            try:
+                if way == "cut":
+                    await cut_short(dice.choice([0, 0.0005, 0.002]), request)
+                else:
+                    await cancelled_at(dice.randint(1, 25), request, way)
+            except Exception as exc:
+                failed.append("cancelled %d: %s" % (number, say(exc)))
+
+    async def steady_worker(number):
+        dice = random.Random("%d steady %d" % (seed, number))
+        for _ in range(REQUESTS):
+            try:
+                await SCENARIOS[dice.choice(CHAOTIC)](client, url)
+            except Exception as exc:
+                failed.append("steady %d: %s" % (number, say(exc)))
+
+    async with anyio.create_task_group() as group:
+        for number in range(WORKERS):
+            group.start_soon(cancelled_worker, number)
+            group.start_soon(steady_worker, number)
+    return failed
+
+
+@needs_net
+@every_backend
+@every_version
+@pytest.mark.parametrize("seed", SEEDS)
+def test_chaos(servers, seed, http2, backend):
+    async def body(client, url, server):
+        return None, await chaos(backend, url, client, seed)
+
+    with httpx_cancel_safe.patched():
+        _, faults = run_and_check(servers, backend, http2, 1 if http2 else 8, body)
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.skipif(
+    not (0, 21) <= compat.HTTPX < (0, 23), reason="the others leak too seldom to count on it"
+)
+@every_backend
+def test_chaos_without_the_net(servers, backend):
+    async def body(client, url, server):
+        return None, await chaos(backend, url, client, 0)
+
+    _, faults = run_and_check(servers, backend, False, 8, body, pool_timeout=0.3)
+    assert any("PoolTimeout" in fault for fault in faults), faults

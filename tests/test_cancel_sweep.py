@@ -1,0 +1,123 @@
+"""Cancel a request at every point where it suspends: nothing may be left behind."""
+
+import httpx
+import pytest
+
+import httpx_cancel_safe
+
+from .support import compat
+from .support.scenarios import SCENARIOS
+from .support.servers import serve
+from .support.sweep import MODES, mode_problem, sweep, target
+
+needs_net = pytest.mark.skipif(
+    compat.FIXED, reason="httpx %s needs no net: what it leaks is its own" % httpx.__version__
+)
+
+# For the other ways to the server, which differ below the request: the cases that differ there.
+SHORT = ["get", "post", "redirect", "stream-left", "two-requests"]
+
+
+@pytest.fixture(scope="module")
+def servers():
+    with serve() as running:
+        yield running
+
+
+def skip_unless(problem):
+    if problem:
+        pytest.skip(problem)
+
+
+def check(servers, name, mode, closed_within=2.0, **way):
+    """Sweep, and return the result; skip where the mode does not work here."""
+    skip_unless(mode_problem(mode))
+    url, watched, factory = target(servers, httpx.AsyncClient, **way)
+    return sweep(SCENARIOS[name], mode, url, watched, factory, closed_within)
+
+
+def check_with_net(servers, name, mode, **way):
+    with httpx_cancel_safe.patched():
+        result = check(servers, name, mode, **way)
+    assert result.points > 0
+    assert not result.faults, repr(result)
+
+
+every_mode = pytest.mark.parametrize("mode", MODES)
+
+
+@needs_net
+@every_mode
+@pytest.mark.parametrize("name", list(SCENARIOS))
+def test_http1(servers, name, mode):
+    check_with_net(servers, name, mode)
+
+
+@needs_net
+@every_mode
+@pytest.mark.parametrize("name", SHORT)
+def test_http1_over_tls(servers, name, mode):
+    check_with_net(servers, name, mode, tls=True)
+
+
+@needs_net
+@every_mode
+@pytest.mark.parametrize("name", SHORT + ["digest", "large"])
+def test_http2(servers, name, mode):
+    check_with_net(servers, name, mode, http2=True)
+
+
+@needs_net
+@every_mode
+@pytest.mark.parametrize("name", ["get", "stream-left"])
+def test_unix_socket(servers, name, mode):
+    check_with_net(servers, name, mode, uds=True)
+
+
+@needs_net
+@every_mode
+@pytest.mark.parametrize("name", ["get", "redirect"])
+def test_forward_proxy(servers, name, mode):
+    check_with_net(servers, name, mode, proxy="forward")
+
+
+@needs_net
+@every_mode
+@pytest.mark.parametrize("name", ["get", "stream-left"])
+def test_connect_proxy(servers, name, mode):
+    check_with_net(servers, name, mode, proxy="connect")
+
+
+@needs_net
+@every_mode
+@pytest.mark.parametrize("name", ["get"])
+def test_http2_through_connect_proxy(servers, name, mode):
+    check_with_net(servers, name, mode, proxy="connect", http2=True)
+
+
+@needs_net
+@every_mode
+@pytest.mark.parametrize("name", ["get", "stream-left"])
+def test_socks_proxy(servers, name, mode):
+    skip_unless(compat.socks_problem())
+    check_with_net(servers, name, mode, proxy="socks")
+
+
+@needs_net
+@every_mode
+def test_safe_client_needs_no_patch(servers, mode):
+    skip_unless(mode_problem(mode))
+    url, watched, factory = target(servers, httpx_cancel_safe.SafeAsyncClient)
+    result = sweep(SCENARIOS["redirect"], mode, url, watched, factory)
+    assert not result.faults, repr(result)
+    assert not httpx_cancel_safe.is_patched()
+
+
+@needs_net
+@pytest.mark.parametrize("mode", ["twice-1", "scope", "trio"])
+@pytest.mark.parametrize("name", ["post", "redirect"])
+def test_without_the_net_it_leaks(servers, name, mode):
+    """The sweep finds what it looks for: at least a tenth of the points leak in every release."""
+    # A leak costs the whole wait for a connection, so do not wait long.
+    result = check(servers, name, mode, closed_within=0.1, pool_timeout=0.1)
+    assert result.faulty_points * 10 >= result.points, repr(result)

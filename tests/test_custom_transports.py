@@ -1,0 +1,342 @@
+"""Whatever ends a request, its responses are closed to the end, and that very thing comes out.
+
+See tests/support/custom.py for the engine. A failing test prints one line a point; the table as
+a whole is printed by `python -m tests.support.custom`.
+"""
+
+import asyncio
+import http.cookiejar
+import logging
+import sys
+
+import pytest
+
+from tests.support import custom
+from tests.support.compat import scope_problem, trio_problem
+
+if custom.FIXED:
+    pytest.skip(
+        "httpx %s has PR #2156: nothing is patched here" % custom.httpx.__version__,
+        allow_module_level=True,
+    )
+
+import httpx  # noqa: E402
+
+import httpx_cancel_safe  # noqa: E402
+
+NETS = ["patch", "class"]
+
+NO_TRIO = trio_problem() if custom.trio else "trio cannot be imported"
+
+needs_scopes = pytest.mark.skipif(bool(scope_problem()), reason=str(scope_problem()))
+needs_trio = pytest.mark.skipif(bool(NO_TRIO), reason=str(NO_TRIO))
+
+LIBRARIES = ["asyncio", pytest.param("trio", marks=needs_trio)]
+
+
+def _cells():
+    for library in LIBRARIES:
+        name = getattr(library, "values", [library])[0]
+        marks = getattr(library, "marks", ())
+        for mode in custom.MODES[name]:
+            more = [needs_scopes] if mode == "scope" else []
+            yield pytest.param(name, mode, marks=list(marks) + more)
+
+
+CELLS = list(_cells())
+
+
+def some_cells(*wanted):
+    return [cell for cell in CELLS if cell.values[1] in wanted]
+
+
+def check(count, lost=(), at_least=1):
+    assert count.points >= at_least
+    faults = count.lines + list(lost)
+    assert not faults, "%s\n%s" % (count, "\n".join(faults))
+
+
+@pytest.fixture(params=NETS)
+def client_class(request):
+    with custom.net(request.param) as (async_client, _):
+        yield async_client
+
+
+@pytest.fixture(params=NETS)
+def sync_client_class(request):
+    with custom.net(request.param) as (_, sync_client):
+        yield sync_client
+
+
+@pytest.fixture
+def patched_client():
+    with httpx_cancel_safe.patched():
+        yield httpx.AsyncClient
+
+
+# -- The table ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library, mode", CELLS)
+def test_every_point_is_clean(client_class, library, mode):
+    count = custom.Tally()
+    with custom.quietly() as lost:
+        for name, scenario in custom.SCENARIOS.items():
+            results = custom.sweep(library, scenario, mode, client_class)
+            count.add("%s, %s, %s" % (library, name, mode), results)
+    check(count, lost, at_least=150)
+
+
+@needs_scopes
+@needs_trio
+def test_without_the_net_the_same_table_is_full_of_faults():
+    """The table can fail. Far more than these are found: see the module's own command."""
+    count = custom.Tally()
+    with custom.quietly():
+        for library, modes in (
+            ("asyncio", ["once", "twice+1", "scope", "Abort", "drop"]),
+            ("trio", ["scope", "Abort"]),
+        ):
+            for mode in modes:
+                for scenario in custom.SCENARIOS.values():
+                    results = custom.sweep(library, scenario, mode, httpx.AsyncClient)
+                    count.add("", results)
+    assert count.faulty > (300 if custom.HTTPX >= (0, 18) else 250), str(count)
+
+
+# -- When nothing goes wrong -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("scenario", sorted(custom.SCENARIOS))
+@pytest.mark.parametrize("net", NETS)
+def test_nothing_is_added_to_a_request_that_goes_well(library, scenario, net):
+    """No suspension, no task, and no frame of ours between the reader and the stream."""
+    tasks, ours = set(), []
+
+    def look_around():
+        if library == "asyncio":
+            tasks.update(custom.all_tasks())
+        frame = sys._getframe()
+        while frame is not None:
+            if frame.f_globals.get("__name__", "").startswith("httpx_cancel_safe"):
+                ours.append(frame.f_code.co_name)
+            if frame.f_code.co_name == "aiter_raw" and scenario != "stream":
+                return  # What follows is `send`, which is guarded.
+            frame = frame.f_back
+
+    def run(client_class):
+        tasks.clear()
+        case = custom.Case(library, on_chunk=look_around)
+        run = custom.RUNS[library](custom.SCENARIOS[scenario], "", 0, client_class, case)
+        result = run()
+        assert result.faults == [] and result.records == []
+        return result.suspensions, len(tasks)
+
+    without = run(httpx.AsyncClient)
+    with custom.net(net) as (client_class, _):
+        assert run(client_class) == without
+    assert ours == []
+
+
+# -- Closes that go wrong ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [custom.Refused, custom.Abort])
+@pytest.mark.parametrize(
+    "library, mode", some_cells("once", "twice+1", "scope", "Abort", "late+2", "drop")
+)
+def test_a_close_that_raises_is_logged_and_not_raised(client_class, library, mode, error):
+    count = custom.Tally()
+    with custom.quietly() as lost:
+        for name in ("body", "redirect", "hooks", "stream"):
+            results = custom.sweep(
+                library, custom.SCENARIOS[name], mode, client_class, close_error=error("closing")
+            )
+            count.add("%s, %s, %s" % (library, name, mode), results)
+    check(count, lost, at_least=50)
+
+
+@pytest.mark.parametrize("library, mode", some_cells("once", "twice+1", "scope", "Abort", "drop"))
+@pytest.mark.parametrize("stubborn", [1, 3])
+def test_a_close_that_hangs_is_given_up(library, mode, stubborn):
+    """`stubborn`: it swallows the cancel that ends it, and waits on."""
+    if stubborn > 1 and library == "trio":
+        pytest.skip("trio cancels a wait again and again: no stream can be stubborn there")
+    count = custom.Tally()
+    with custom.quietly() as lost, httpx_cancel_safe.patched(close_timeout=0.05):
+        for at in (4, 6):  # While the body is read, and while the stream is closed.
+            before = httpx_cancel_safe.stats().timed_out
+            case = custom.Case(library, close_hangs=stubborn)
+            result = custom.RUNS[library](custom.body, mode, at, httpx.AsyncClient, case)()
+            given_up = httpx_cancel_safe.stats().timed_out - before
+            if mode == "Abort" and at == 6:
+                # The close itself raised: nothing is left that could hang.
+                count.add(mode, [(at, result)])
+                continue
+            result.faults = [text for text in result.faults if "close cut short" not in text]
+            if given_up != 1:
+                result.fault("stats() counts %d given up" % given_up)
+            if not any(record.levelno == logging.WARNING for record in result.records):
+                result.fault("no warning: %r" % result.records)
+            if not (0.03 if mode != "drop" else 0) <= result.seconds < 2:
+                result.fault("the caller was kept for %.2f s" % result.seconds)
+            count.add("%s, %s" % (library, mode), [(at, result)])
+    check(count, lost, at_least=2)
+
+
+class FailingJar(http.cookiejar.CookieJar):
+    """A cookie jar whose file, say, cannot be written."""
+
+    def __init__(self, error):
+        http.cookiejar.CookieJar.__init__(self)
+        self.error = error
+
+    def extract_cookies(self, response, request):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [custom.Refused, custom.Abort, KeyboardInterrupt])
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("scenario", ["body", "redirect", "stream", "auth_flow"])
+def test_a_failing_cookie_jar(client_class, library, scenario, error):
+    raised = error("cookies")
+    case = custom.Case(library, cookies=FailingJar(raised))
+    run = custom.RUNS[library](custom.SCENARIOS[scenario], "", 0, client_class, case)
+    # So that what comes out is looked at.
+    case.interrupted, case.raises = True, raised
+    run.frame = ""
+    result = run()
+    assert result.error is raised
+    assert result.faults == []
+    assert len(case.streams) == 1
+
+
+# -- Streams and transports with needs of their own --------------------------------------------
+
+
+def _needs():
+    for cell in some_cells("once", "twice+1", "twice+3", "storm", "scope", "Abort"):
+        kinds = custom.NEEDS_ANYWHERE
+        if cell.values[0] == "asyncio":
+            kinds = kinds + custom.NEEDS_ASYNCIO
+        for kind in kinds:
+            yield pytest.param(
+                *(cell.values + (kind,)),
+                marks=cell.marks,
+                id="-".join(cell.values + (kind.__name__,))
+            )
+
+
+@pytest.mark.parametrize("library, mode, kind", list(_needs()))
+def test_a_stream_with_needs_of_its_own(patched_client, library, mode, kind):
+    count = custom.Tally()
+    with custom.quietly() as lost:
+        for name in ("body", "stream"):
+            results = custom.sweep(
+                library, custom.SCENARIOS[name], mode, patched_client, stream_class=kind
+            )
+            count.add("%s, %s, %s, %s" % (library, name, mode, kind.__name__), results)
+    check(count, lost, at_least=16)
+
+
+@pytest.mark.parametrize(
+    "library, mode", some_cells("once", "twice+1", "storm", "scope", "Abort", "drop")
+)
+@pytest.mark.parametrize("kind", ["retry", "cache", "asgi"])
+def test_transports_that_are_not_a_pool(client_class, library, mode, kind):
+    options = {
+        "retry": {"transport_class": custom.RetryTransport},
+        "cache": {"stream_class": custom.CachingStream},
+        "asgi": {"transport_class": custom.asgi_transport},
+    }[kind]
+    count = custom.Tally()
+    with custom.quietly() as lost:
+        for name in ("body", "hooks" if kind == "asgi" else "redirect", "stream"):
+            results = custom.sweep(
+                library, custom.SCENARIOS[name], mode, client_class, **options
+            )
+            count.add("%s, %s, %s, %s" % (library, name, mode, kind), results)
+    check(count, lost, at_least=12)
+
+
+# -- A limit inside a limit --------------------------------------------------------------------
+
+
+@needs_scopes
+@pytest.mark.parametrize("level", ["inner", "outer", "both"])
+@pytest.mark.parametrize("limits", custom.LIMITS)
+@pytest.mark.parametrize("scenario", ["redirect", "stream"])
+def test_the_limit_that_ran_out_is_the_one_that_ends(patched_client, scenario, limits, level):
+    count = custom.Tally()
+    with custom.quietly() as lost:
+        results = custom.every_point(
+            lambda at: custom.NestedRun(
+                custom.SCENARIOS[scenario], limits, level, at, patched_client
+            )
+        )
+        count.add("%s, %s, %s" % (scenario, limits.__name__, level), results)
+    check(count, lost, at_least=8)
+
+
+@needs_trio
+@pytest.mark.parametrize("level", ["inner", "outer"])
+@pytest.mark.parametrize("scenario", ["redirect", "stream"])
+def test_the_scope_that_was_cancelled_is_the_one_that_ends(patched_client, scenario, level):
+    count = custom.Tally()
+    with custom.quietly() as lost:
+        results = custom.every_point(
+            lambda at: custom.NestedTrioRun(custom.SCENARIOS[scenario], level, at, patched_client)
+        )
+        count.add("%s, %s" % (scenario, level), results)
+    check(count, lost, at_least=8)
+
+
+# -- The sync client ---------------------------------------------------------------------------
+
+ERRORS = [KeyboardInterrupt, SystemExit, custom.Abort, custom.Refused]
+
+
+def sync_count(client_class, scenario, error, **options):
+    count = custom.Tally()
+    with custom.quietly() as lost:
+        results = custom.every_point(
+            lambda at: custom.SyncRun(
+                custom.SYNC_SCENARIOS[scenario], error("sync"), at, client_class, **options
+            )
+        )
+        count.add("%s, %s" % (scenario, error.__name__), results)
+    return count, lost
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("scenario", sorted(custom.SYNC_SCENARIOS))
+def test_the_sync_client(sync_client_class, scenario, error):
+    check(*sync_count(sync_client_class, scenario, error), at_least=4)
+
+
+@pytest.mark.parametrize("scenario", ["body", "redirect", "hooks", "stream"])
+def test_the_sync_client_when_the_close_raises_too(sync_client_class, scenario):
+    check(*sync_count(sync_client_class, scenario, custom.Abort, close_error=custom.Refused("x")))
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("scenario", ["body", "redirect", "stream"])
+def test_the_sync_client_with_a_failing_cookie_jar(sync_client_class, scenario, error):
+    raised = error("cookies")
+    run = custom.SyncRun(
+        custom.SYNC_SCENARIOS[scenario], raised, 0, sync_client_class, cookies=FailingJar(raised)
+    )
+    run.case.interrupted = True
+    result = run()
+    assert result.error is raised
+    assert [stream.closed_to_end for stream in run.case.streams] == [1]
+
+
+def test_the_sync_client_without_the_net():
+    """The sync table can fail, too."""
+    faulty = sum(
+        sync_count(httpx.Client, scenario, KeyboardInterrupt)[0].faulty
+        for scenario in custom.SYNC_SCENARIOS
+    )
+    assert faulty >= 10
