@@ -91,8 +91,8 @@ _GUARDS = frozenset(
 def _enclosing_opened() -> List[Any]:
     """Return the list of open responses of the `send` that this exchange is part of.
 
-    The guard around that `send` is further up the stack. (Context variables do not
-    follow tasks on Python 3.6.)
+    The guard around that `send` is further up the stack, except when an exception was
+    thrown in and caught. (Context variables do not follow tasks on Python 3.6.)
     """
     frame = sys._getframe(2)  # type: Any
     while frame is not None:
@@ -221,8 +221,7 @@ class _Rescue:
         self.settings = settings
         self.request = kwargs.get("request", args[-1] if args else None)
         frames = _pool.frames_of(exc, _GUARDS)
-        responses = [one for one in opened if _is_open(one)]
-        responses += _unguarded_responses(frames)
+        responses = _open_responses(opened, frames)
         streams = [getattr(response, "stream", response) for response in responses]
         exchanges = _pool.exchanges_in(frames, streams)
         self.closers = [
@@ -259,21 +258,29 @@ class _Rescue:
             )
 
 
-def _unguarded_responses(frames: List[Any]) -> List[Any]:
-    """Return the responses that httpx opened, but failed to hand on: bad cookies, say."""
-    found = []  # type: List[Any]
+def _open_responses(opened: List[Any], frames: List[Any]) -> List[Any]:
+    """Return the responses that were in hand: those `opened`, and those in `frames`.
+
+    One that httpx opened but failed to hand on (bad cookies, say) is only in a frame. A
+    dropped coroutine has no frames left.
+    """
+    found = {id(response): response for response in opened}
     for frame in frames:
-        if frame.function == "_send_single_request" and frame.module == "httpx._client":
-            response = frame.local.get("response", frame.local.get("stream"))
+        if frame.module == "httpx._client" and frame.function.startswith(("send", "_send")):
+            response = frame.local.get("response")
+            if response is None and frame.function == "_send_single_request":
+                response = frame.local.get("stream")  # Up to httpx 0.20.
             if response is not None:
-                found.append(response)
-    return found
+                found[id(response)] = response
+    return [response for response in found.values() if _is_open(response)]
 
 
 def _is_open(response: Any) -> bool:
     """Tell whether `response` is open, or was dropped while it was being closed."""
-    progress = _guard_of(response).progress
-    return not (response.is_closed if progress is None else progress.is_over)
+    progress = getattr(_guard_of(response), "progress", None)
+    if progress is not None:
+        return not progress.is_over
+    return not getattr(response, "is_closed", False)
 
 
 def _closer_of(response: Any, is_async: bool, limit: float) -> Callable[[], Any]:

@@ -772,6 +772,7 @@ class Run:
         self.frame = "count"
         self.started = 0.0
         self.suspended_already = False
+        self.received_before = 0
         if mode in RAISED or mode in LATE:
             self.case.raise_at = at
             self.case.raises = RAISED.get(mode, Abort)()
@@ -804,6 +805,7 @@ class Run:
             # Later on it is the net that waits, and not the transport.
             self.frame = "" if self.case.closing_now else "pause"
             self.case.interrupted = True
+            self.received_before = len(self.driver.received)
             self.started = time.perf_counter()
             if self.mode == "drop":
                 raise Dropped()
@@ -849,13 +851,14 @@ class Run:
 
     def first_cancel(self):
         """The cancel that ended the request."""
-        received, own_limits = self.driver.received, self.case.stream_class is not Stream
-        if self.frame == "" and (own_limits or self.case.close_hangs):
+        own_limits = self.case.stream_class is not Stream or self.case.close_hangs
+        if self.frame == "" and own_limits:
             # Others may have come before it: those of a limit within the close.
-            for one in received:
+            for one in self.driver.received:
                 if one is self.result.error:
                     return one
-        return received[0] if received else None
+        since = self.driver.received[self.received_before :]
+        return since[0] if since else None
 
     def close_was_the_end(self):
         """Whether a close that was under way failed: the cancel strikes at the caller's next wait."""
