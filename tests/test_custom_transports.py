@@ -87,21 +87,20 @@ def test_every_point_is_clean(client_class, library, mode):
     check(count, lost, at_least=150)
 
 
-@needs_scopes
-@needs_trio
 def test_without_the_net_the_same_table_is_full_of_faults():
-    """The table can fail. Far more than these are found: see the module's own command."""
+    """A part of it is enough: on asyncio alone about 550, and 430 before httpx 0.18."""
+    modes = {"asyncio": ["once", "twice+1", "Abort", "drop"], "trio": ["scope", "Abort"]}
+    if not scope_problem():
+        modes["asyncio"].append("scope")
+    if NO_TRIO:
+        del modes["trio"]
     count = custom.Tally()
     with custom.quietly():
-        for library, modes in (
-            ("asyncio", ["once", "twice+1", "scope", "Abort", "drop"]),
-            ("trio", ["scope", "Abort"]),
-        ):
-            for mode in modes:
+        for library in modes:
+            for mode in modes[library]:
                 for scenario in custom.SCENARIOS.values():
-                    results = custom.sweep(library, scenario, mode, httpx.AsyncClient)
-                    count.add("", results)
-    assert count.faulty > (300 if custom.HTTPX >= (0, 18) else 250), str(count)
+                    count.add("", custom.sweep(library, scenario, mode, httpx.AsyncClient))
+    assert count.faulty > 300, str(count)
 
 
 # -- When nothing goes wrong -------------------------------------------------------------------
@@ -268,6 +267,8 @@ def test_transports_that_are_not_a_pool(client_class, library, mode, kind):
 @pytest.mark.parametrize("limits", custom.LIMITS)
 @pytest.mark.parametrize("scenario", ["redirect", "stream"])
 def test_the_limit_that_ran_out_is_the_one_that_ends(patched_client, scenario, limits, level):
+    if custom.LEAKY_SCOPES and limits is custom.scope_in_scope and level == "both":
+        pytest.skip("anyio 3 lets a cancel out of two cancelled scopes")
     count = custom.Tally()
     with custom.quietly() as lost:
         results = custom.every_point(

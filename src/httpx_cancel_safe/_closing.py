@@ -64,12 +64,20 @@ class Effort:
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
-    def enter_shield(self, outside: Any) -> None:
-        """Hold back anyio's scopes: they cancel again on every pass of the loop."""
+    def enter_shield(self, outside: Any, own: Any) -> None:
+        """Hold back anyio's scopes: they cancel again on every pass of the loop.
+
+        A scope that the response holds open, `own`, becomes the shield itself: the close
+        has to leave it, and cannot from within another one.
+        """
         import anyio
 
-        self.outside = outside
-        self.shield = anyio.CancelScope(shield=True).__enter__()
+        if own is None:
+            self.outside = outside
+            self.shield = anyio.CancelScope(shield=True).__enter__()
+        else:
+            self.outside = _parent_of(own)
+            own.shield = True
 
     def end(self) -> None:
         if self.timer is not None:
@@ -77,11 +85,17 @@ class Effort:
         if self.shield is not None:
             self.shield.__exit__(None, None, None)
 
-    async def let_cancel(self) -> None:
-        """Let the cancels that were held back go on, now that all is closed."""
-        if self.held:
+    async def let_cancel(self, handled: Optional[BaseException] = None) -> None:
+        """Let the cancels that were held back go on, now that all is closed.
+
+        If an exception is on its way already, it goes first.
+        """
+        if handled is not None:
+            if not is_cancel(handled):
+                self.redeliver()
+        elif self.held:
             raise self.held[0]
-        if library() == "trio":
+        elif library() == "trio":
             await sys.modules["trio"].lowlevel.checkpoint_if_cancelled()
         elif _any_cancelled(self.outside, None):
             import anyio
@@ -93,7 +107,7 @@ class Effort:
 
         For when another exception goes on its way. anyio's scopes do it by themselves.
         """
-        if self.held and not _any_cancelled(_innermost_scope(), None):
+        if self.held and not _any_cancelled(innermost_scope(), None):
             task = _current_task()
             task.cancel()
             if hasattr(task, "uncancel"):
@@ -131,29 +145,34 @@ def uninterrupted(
     seconds: float,
     at_once: bool = False,
     progress: Optional[Progress] = None,
+    own: Any = None,
 ) -> Generator[Any, Any, Optional[Effort]]:
     """Run `coroutine` to its end in this task, and keep every cancel from it.
 
     The limit of `seconds` starts with the first cancel, or now with `at_once`. Returns
     None if nothing can have happened. Raises what `coroutine` raises. `progress` tells
-    where to go on, and keeps how far it has come.
+    where to go on, and keeps how far it has come. `own` is the outermost scope that what
+    is closed holds open.
     """
     progress = progress or Progress(coroutine)
     if "trio" in sys.modules and library() == "trio":
-        return (yield from _on_trio(progress, seconds).__await__())
+        return (yield from _on_trio(progress, seconds, own))
     effort = None  # type: Optional[Effort]
-    outside = _innermost_scope()
+    outside = innermost_scope()
     if at_once or outside is not None:
         effort = Effort(seconds)
         effort.start_timer()
         if outside is not None:
-            effort.enter_shield(outside)
+            effort.enter_shield(outside, own)
     value = None  # type: Any
     error = None  # type: Optional[BaseException]
     patience = 100
     waiting = progress.waiting
     try:
         while True:
+            if effort is not None and own is not None and effort.shield is None:
+                if innermost_scope() is effort.outside is not None:
+                    effort.enter_shield(effort.outside, None)  # It has left its own.
             if waiting is None:
                 if error is None:
                     waiting = coroutine.send(value)
@@ -180,7 +199,7 @@ def uninterrupted(
                 else:
                     value = yield waiting
             except asyncio.CancelledError as exc:
-                if _cancels_itself(coroutine, effort and effort.shield):
+                if _cancels_itself(coroutine, effort and (effort.shield or effort.outside)):
                     if is_future and waiting.cancel():
                         continue
                     error = exc
@@ -230,34 +249,82 @@ def _wait(waiting: Any, effort: Optional[Effort]) -> Generator[Any, Any, None]:
         waiting.remove_done_callback(wake)
 
 
-async def _on_trio(progress: Progress, seconds: float) -> Optional[Effort]:
-    """Trio cancels through scopes alone, and again on every wait: one shield does it."""
+@types.coroutine
+def _on_trio(
+    progress: Progress, seconds: float, own: Any
+) -> Generator[Any, Any, Effort]:
+    """Trio cancels through scopes alone, and again on every wait: a shield does it."""
     import trio
 
     effort = Effort(seconds)
+    outside = None if own is None else _parent_of(own)
     deadline = trio.current_time() + seconds
-    with trio.CancelScope(shield=True, deadline=deadline) as scope:
-        try:
-            await progress.coroutine
-        finally:
-            progress.is_over = True
-    effort.timed_out = scope.cancelled_caught
+    shield = trio.CancelScope(shield=True, deadline=deadline)
+    value = error = None  # type: Any
+    if own is not None:
+        own.shield = True
+    try:
+        while True:
+            if effort.shield is None and (own is None or innermost_scope() is outside):
+                effort.shield = shield.__enter__()
+            if error is None:
+                waiting = progress.coroutine.send(value)
+            else:
+                waiting = progress.coroutine.throw(error)
+            value = error = None
+            try:
+                value = yield waiting
+            except GeneratorExit:
+                progress.coroutine.close()
+                raise
+            except BaseException as exc:
+                error = exc
+    except StopIteration:
+        pass
+    except BaseException as exc:
+        leave, effort.shield = effort.shield, None
+        if leave is None or not leave.__exit__(type(exc), exc, exc.__traceback__):
+            raise
+    finally:
+        progress.is_over = True
+        if effort.shield is not None:
+            effort.shield.__exit__(None, None, None)
+    effort.timed_out = shield.cancelled_caught
     return effort
 
 
-def _innermost_scope() -> Any:
-    """Return the innermost anyio scope that this task has open on asyncio, or None."""
+def innermost_scope() -> Any:
+    """Return the innermost scope that this task has open, anyio's or trio's, or None."""
+    if "trio" in sys.modules and library() == "trio":
+        status = sys.modules["trio"].lowlevel.current_task()._cancel_status
+        return getattr(status, "_scope", None)
     backend = sys.modules.get("anyio._backends._asyncio")
-    states = getattr(backend, "_task_states", {})
-    state = states.get(_current_task())
+    if backend is None:
+        return None
+    state = getattr(backend, "_task_states", {}).get(_current_task())
     return None if state is None else state.cancel_scope
+
+
+def outermost_within(scope: Any, outside: Any) -> Any:
+    """Return the scope just within `outside`, from `scope` outwards; None if it is that."""
+    found = None
+    while scope is not None and scope is not outside:
+        found, scope = scope, _parent_of(scope)
+    return found
+
+
+def _parent_of(scope: Any) -> Any:
+    if hasattr(scope, "_parent_scope"):
+        return scope._parent_scope
+    parent = getattr(getattr(scope, "_cancel_status", None), "_parent", None)
+    return getattr(parent, "_scope", None)  # Trio's.
 
 
 def _any_cancelled(scope: Any, outside: Any) -> bool:
     while scope is not None and scope is not outside:
         if scope.cancel_called:
             return True
-        scope = getattr(scope, "_parent_scope", None)
+        scope = _parent_of(scope)
     return False
 
 
@@ -267,7 +334,7 @@ def _cancels_itself(coroutine: Any, outside: Any) -> bool:
     asyncio's own do not tell whom they cancel; the stack of `coroutine` holds those that
     it has entered.
     """
-    if _any_cancelled(_innermost_scope(), outside):
+    if _any_cancelled(innermost_scope(), outside):
         return True
     if sys.version_info < (3, 11):
         return False

@@ -1,17 +1,43 @@
 """Put the guards on httpx's classes, and take them off again."""
 
 import contextlib
+import os
 import threading
-from typing import Any, Dict, Iterator, List, Tuple
+import warnings
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from ._releases import UnsupportedHTTPXError, is_affected
 from ._stats import logger
 
 METHODS = ("send", "_send_single_request")
+SWITCH = "HTTPX_CANCEL_SAFE"
 
 _lock = threading.Lock()
 _settings = None  # type: Any  # Of all guards; made once, as some stay in foreign hands.
 _installed = {}  # type: Dict[Tuple[type, str], Any]  # The guard of each method.
+
+
+def read_switch() -> Optional[bool]:
+    """Return False if HTTPX_CANCEL_SAFE switches the net off, None if it means nothing."""
+    value = os.environ.get(SWITCH, "").strip().lower()
+    if value in ("0", "false", "no", "off"):
+        return False
+    return True if value in ("", "1", "true", "yes", "on") else None
+
+
+def switched_off() -> bool:
+    """Tell whether the environment wants no net. Warns if it cannot be understood."""
+    switch = read_switch()
+    if switch is None:
+        # Not logged: who reaches for this switch must see it, whatever logging does.
+        warnings.warn(
+            "{}={!r} is neither on nor off, so the net is on: 0 switches it off".format(
+                SWITCH, os.environ[SWITCH]
+            ),
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return switch is False
 
 
 def import_httpx() -> Any:
@@ -49,7 +75,8 @@ def patch(*, close_timeout: float = 5.0) -> bool:
         close_timeout: the limit of a clean-up in seconds, above 0.
 
     Returns:
-        True if the net is in place; False if this httpx has the fix and needs none.
+        True if the net is in place; False if this httpx has the fix and needs none, or
+        if the environment says HTTPX_CANCEL_SAFE=0.
 
     Raises:
         TypeError, ValueError: `close_timeout` is not such a number.
@@ -60,6 +87,9 @@ def patch(*, close_timeout: float = 5.0) -> bool:
     Backports https://github.com/encode/httpx/pull/2156, and goes past it.
     """
     seconds = check_close_timeout(close_timeout)
+    if switched_off():
+        logger.info("switched off by %s", SWITCH)
+        return False
     httpx = import_httpx()
     if not is_affected(httpx.__version__):
         return False
@@ -69,6 +99,8 @@ def patch(*, close_timeout: float = 5.0) -> bool:
     with _lock:
         if _settings is None:
             _settings = _send.Settings(seconds)
+        was_active = _settings.active and bool(_installed)
+        changed = not was_active
         _settings.close_timeout = seconds
         _settings.active = True
         for owner, guard in (
@@ -79,9 +111,13 @@ def patch(*, close_timeout: float = 5.0) -> bool:
                 key = (owner, name)
                 current = owner.__dict__[name]
                 if key not in _installed or not _holds(current, _installed[key]):
+                    if was_active:
+                        logger.warning("%s had lost the net: somebody took it off", name)
                     _installed[key] = guard(current, _settings, name != "send")
                     setattr(owner, name, _installed[key])
-        logger.info("in place for httpx %s", httpx.__version__)
+                    changed = True
+        if changed:
+            logger.info("in place for httpx %s", httpx.__version__)
     return True
 
 
@@ -114,6 +150,11 @@ def is_patched() -> bool:
         )
 
 
+def is_wanted() -> bool:
+    """Tell whether the last word was `patch()`, whatever others did since."""
+    return _settings is not None and bool(_settings.active)
+
+
 @contextlib.contextmanager
 def patched(*, close_timeout: float = 5.0) -> Iterator[bool]:
     """Have the net within a `with` block, and after it what was before. For tests.
@@ -136,7 +177,7 @@ def client_class(name: str) -> Any:
     httpx = import_httpx()
     version = httpx.__version__
     try:
-        if not is_affected(version):
+        if switched_off() or not is_affected(version):
             return getattr(httpx, name[len("Safe") :])
     except UnsupportedHTTPXError:
 

@@ -14,11 +14,12 @@ See https://github.com/encode/httpx/pull/2156.
 import functools
 import sys
 import time
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List, Optional, Tuple
 
 import httpx
 
 from . import _closing, _pool
+from ._pool.steady import is_prepared, prepare
 from ._stats import count, logger
 
 # Response streams are checked to be of these from httpx 0.18 on.
@@ -42,6 +43,10 @@ def guard_async(wrapped: Callable[..., Any], settings: Settings, single: bool) -
         if not settings.active:
             return await wrapped(*args, **kwargs)
         opened = []  # type: List[Any]
+        if single:
+            scope = _closing.innermost_scope()
+        elif not is_prepared(args[0]):
+            prepare(args[0], settings.close_timeout)
         try:
             response = await wrapped(*args, **kwargs)
         except BaseException as exc:
@@ -54,7 +59,10 @@ def guard_async(wrapped: Callable[..., Any], settings: Settings, single: bool) -
                 raise GeneratorExit from None
             raise
         if single and not response.is_closed:
-            _guard_response(response, AsyncGuardedStream, settings)
+            guarded = _guard_response(response, AsyncGuardedStream, settings)
+            now = _closing.innermost_scope()
+            if now is not scope:
+                guarded.own_scope = _closing.outermost_within(now, scope)
             _enclosing_opened().append(response)
         return response
 
@@ -114,14 +122,15 @@ def _is_dropped(exc: BaseException) -> bool:
     return isinstance(exc, GeneratorExit)
 
 
-def _guard_response(response: Any, guarded: Any, settings: Settings) -> None:
-    if _guard_of(response) is not None:
-        return
-    if not hasattr(response, "_on_close"):
-        response.stream = guarded(response.stream, response.stream, settings)
-    elif response._on_close is not None:  # Up to httpx 0.17.
+def _guard_response(response: Any, kind: Any, settings: Settings) -> Any:
+    guarded = _guard_of(response)
+    if guarded is None and hasattr(response, "_on_close"):  # Up to httpx 0.17.
         close = functools.partial(response._on_close, response)
-        response._on_close = guarded(response.stream, close, settings).on_close
+        guarded = kind(response.stream, close, settings)
+        response._on_close = guarded.on_close
+    elif guarded is None:
+        guarded = response.stream = kind(response.stream, response.stream, settings)
+    return guarded
 
 
 def _guard_of(response: Any) -> Any:
@@ -138,6 +147,7 @@ class _GuardedStream:
         self._close = close
         self._settings = settings
         self.progress = None  # type: Optional[_closing.Progress]
+        self.own_scope = None  # type: Any  # That the response holds open.
 
 
 class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):
@@ -152,22 +162,27 @@ class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):
         unsettled = _pool.unsettled_exchange(self._stream)
         if unsettled is not None:
             closers += _pool.settle([unsettled])
-        if isinstance(sys.exc_info()[1], GeneratorExit):
+        handled = _handled()
+        if isinstance(handled, GeneratorExit):
             _closing.in_background(_clean_up(closers, self._settings))
             return
-        limit = self._settings.close_timeout
+        work = self.close_plainly() if unsettled is None else _close_all(closers)
+        self.progress = _closing.Progress(work)
         try:
-            work = self.close_plainly() if unsettled is None else _close_all(closers)
-            self.progress = _closing.Progress(work)
-            effort = await _closing.uninterrupted(work, limit, progress=self.progress)
-        except Exception:
+            effort = await _closing.uninterrupted(
+                work, self._settings.close_timeout, False, self.progress, self.own_scope
+            )
+        except Exception as exc:
             await self._settle_after()
-            raise
-        if effort is not None:
-            if effort.timed_out:
-                _report_timeout(self._settings)
-                await self._settle_after()
-            await effort.let_cancel()
+            if handled is None:
+                raise
+            _report_failure(exc)
+        else:
+            if effort is not None:
+                if effort.timed_out:
+                    _report_timeout(self._settings)
+                    await self._settle_after()
+                await effort.let_cancel(handled)
 
     async def on_close(self, response: Any) -> None:
         await self.aclose()
@@ -187,16 +202,19 @@ class SyncGuardedStream(_GuardedStream, _SyncByteStream):
         (self._close if callable(self._close) else self._close.close)()
 
     def close(self) -> None:
+        handled = _handled()
         unsettled = _pool.unsettled_exchange(self._stream)
         closers = [] if unsettled is None else _pool.settle([unsettled])
         try:
             self.close_plainly()
-        except BaseException:
+        except BaseException as exc:
             exchange = _pool.open_exchange(self._stream)
             if exchange is not None:
                 exchange.gave_back = True
                 closers += _pool.settle([exchange])
-            raise
+            if handled is None:
+                raise
+            _report_failure(exc)
         finally:
             _close_all_sync(closers)
 
@@ -224,10 +242,15 @@ class _Rescue:
         responses = _open_responses(opened, frames)
         streams = [getattr(response, "stream", response) for response in responses]
         exchanges = _pool.exchanges_in(frames, streams)
-        self.closers = [
-            _closer_of(response, is_async, settings.close_timeout)
-            for response in responses
-        ]
+        self.closers = []  # type: List[Callable[[], Any]]
+        self.scoped = []  # type: List[Tuple[Callable[[], Any], Any]]
+        for response in responses:
+            closer = _closer_of(response, is_async, settings.close_timeout)
+            scope = getattr(_guard_of(response), "own_scope", None)
+            if scope is None:
+                self.closers.append(closer)
+            else:
+                self.scoped.append((closer, scope))
         self.closers += _pool.settle(exchanges)
         self.phase = ""  # type: str
         if exchanges:
@@ -237,6 +260,8 @@ class _Rescue:
 
     async def run(self) -> None:
         """Close what is open. Raises nothing."""
+        for closer, scope in self.scoped:
+            await _clean_up([closer], self.settings, self.exc, scope)
         if self.closers:
             await _clean_up(self.closers, self.settings, self.exc)
         self._report()
@@ -275,6 +300,19 @@ def _open_responses(opened: List[Any], frames: List[Any]) -> List[Any]:
     return [response for response in found.values() if _is_open(response)]
 
 
+def _handled() -> Optional[BaseException]:
+    """Return the exception for which httpx closes a response, if it does for one.
+
+    One that httpx does not handle itself is the business of our caller.
+    """
+    exc = sys.exc_info()[1]
+    if exc is None or isinstance(exc, GeneratorExit):
+        return exc
+    traceback = exc.__traceback__
+    inside = traceback and traceback.tb_frame.f_globals.get("__name__") == "httpx._client"
+    return exc if inside else None
+
+
 def _is_open(response: Any) -> bool:
     """Tell whether `response` is open, or was dropped while it was being closed."""
     progress = getattr(_guard_of(response), "progress", None)
@@ -298,6 +336,7 @@ async def _clean_up(
     closers: List[Callable[[], Any]],
     settings: Settings,
     exc: Optional[BaseException] = None,
+    own: Any = None,
 ) -> None:
     """Run `closers` whatever arrives meanwhile. Raises nothing but GeneratorExit.
 
@@ -305,7 +344,7 @@ async def _clean_up(
     """
     try:
         effort = await _closing.uninterrupted(
-            _close_all(closers), settings.close_timeout, at_once=True
+            _close_all(closers), settings.close_timeout, True, None, own
         )
     except GeneratorExit:
         raise

@@ -51,9 +51,18 @@ def run(noise, backend, function):
     """Run an async function on a backend; a hang fails the test instead of stopping it."""
 
     async def main():
-        if backend == "asyncio":
-            asyncio.get_event_loop().set_exception_handler(noise.loop_complains)
         with anyio.fail_after(60):
             return await function()
 
-    return anyio.run(main, backend=backend)
+    if backend == "trio":
+        return anyio.run(main, backend="trio")
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(noise.loop_complains)
+    asyncio.set_event_loop(loop)
+    try:
+        result = loop.run_until_complete(main())
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        return result
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()

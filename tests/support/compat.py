@@ -21,24 +21,16 @@ def trio_problem():
         import trio
     except ImportError:
         return "trio is not installed"
+    except TypeError as exc:  # trio before 0.26 cannot be imported on Python 3.13.
+        return "this trio is too old for this Python: %s" % exc
     try:
-        import anyio  # noqa: F401
+        import anyio
     except ImportError:
         return None
-    if not hasattr(anyio, "run_sync_in_worker_thread") and _major("anyio") == 3:
+    if hasattr(anyio, "ExceptionGroup"):  # anyio 3, which had one of its own.
         if tuple(int(part) for part in trio.__version__.split(".")[:2]) >= (0, 24):
             return "anyio 3 does not work with trio 0.24 and later"
     return None
-
-
-def _major(package):
-    try:
-        from importlib.metadata import version
-    except ImportError:  # Python 3.6 and 3.7
-        from pkg_resources import get_distribution
-
-        return int(get_distribution(package).version.split(".")[0])
-    return int(version(package).split(".")[0])
 
 
 def scope_problem():

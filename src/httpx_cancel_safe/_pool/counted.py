@@ -25,6 +25,7 @@ class Exchange:
         self.stream_id: Optional[int] = None
         self.has_permit = True  # For its HTTP/2 stream.
         self.initiates = False
+        self.is_out_of_step = False  # Its HTTP/2 connection, by a write cut short.
         self.sockets: List[Any] = []
         self.dropped: List[Any] = []  # Idle connections it was taking out for the pool.
         self.body: Any = None  # httpcore's response stream, once there is one.
@@ -63,6 +64,8 @@ class Exchange:
             return
         if is_h2:
             self._end_stream(inner, closers)
+            if self.is_out_of_step:
+                state = closed
             busy = getattr(inner, _name(inner, "streams")) or _is_locked(
                 inner, "initialization_lock"
             )
@@ -143,6 +146,9 @@ def read(frames: List[Any]) -> List[Exchange]:
             current.has_permit = not isinstance(error, Exception)  # Else httpcore did it.
         elif where == "http2" and function == "send_connection_init":
             current.initiates = True
+        if where == "http2" and local.get("data_to_send"):
+            stream = (me.connection if hasattr(me, "connection") else me).socket
+            current.is_out_of_step = getattr(stream, "is_out_of_step", True)
         if where in ("http11", "http2") and current.phase != "connecting":
             if function.lstrip("_").startswith("send"):
                 current.phase = "sending"

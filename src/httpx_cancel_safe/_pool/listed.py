@@ -11,6 +11,7 @@ import time
 from typing import Any, Callable, List, Optional
 
 from ._common import HANDLE, close_method, reset_stream, run_now
+from .steady import SteadyMixin
 
 
 class Vacant:
@@ -62,6 +63,7 @@ class Exchange:
         self.h2: Any = None
         self.stream_id: Optional[int] = None
         self.initiates = False
+        self.is_out_of_step = False  # Its HTTP/2 connection, by a write cut short.
         self.sockets: List[Any] = []
         self.met: List[Any] = []  # Connections it was closing for the pool.
         self.stream: Any = None  # The pool's response stream, once there is one,
@@ -114,8 +116,10 @@ class Exchange:
         in_use = _in_use(self.pool, connection)
         if hasattr(inner, "_h2_state"):
             self._end_stream(inner, closers)
+            if self.is_out_of_step:
+                inner._connection_error = True
             broken = getattr(inner, "_connection_error", False) or inner._events
-            gone = inner.is_closed() or (not in_use and broken)
+            gone = inner.is_closed() or self.is_out_of_step or (not in_use and broken)
             if not gone and not in_use:
                 _make_idle(inner)
         elif inner is None:
@@ -140,8 +144,9 @@ class Exchange:
     def _end_stream(self, inner: Any, closers: List[Callable[[], Any]]) -> None:
         if self.initiates and not inner._sent_connection_init:
             # The preface is written, or waits in h2's buffer; it must not come twice.
-            names = vars(sys.modules[type(inner).__module__])
-            semaphore = names.get("AsyncSemaphore") or names["Semaphore"]
+            names = vars(sys.modules["httpcore._synchronization"])
+            is_async = hasattr(inner, "aclose")
+            semaphore = names["AsyncSemaphore" if is_async else "Semaphore"]
             streams = inner._h2_state.local_settings.max_concurrent_streams
             inner._max_streams_semaphore = semaphore(streams)
             inner._sent_connection_init = True
@@ -206,6 +211,10 @@ def read(frames: List[Any]) -> List[Exchange]:
             current.stream_id = local.get("stream_id")
         elif where == "http2" and function == "_send_connection_init":
             current.initiates = True
+        elif where == "http2" and function == "_write_outgoing_data":
+            stream = me._network_stream
+            unsteady = local.get("data_to_send") and not isinstance(stream, SteadyMixin)
+            current.is_out_of_step = unsteady or getattr(stream, "is_out_of_step", False)
         if where in ("http11", "http2") and current.phase != "connecting":
             if function.startswith("_send"):
                 current.phase = "sending"

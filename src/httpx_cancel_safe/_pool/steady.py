@@ -1,0 +1,141 @@
+"""Writes on HTTP/2 connections that are done as a whole.
+
+What one request writes may carry frames of others, and its headers have changed the
+state of the compression that all share. A write cut short leaves the connection out of
+step with its peer, and takes the neighbours down. So a cancel waits until it is done.
+
+This is the one thing that must be there beforehand: pools with HTTP/2 get it when a
+guarded client first uses them. Nothing else about them changes.
+"""
+
+import math
+from typing import Any, Dict, Iterator
+
+from .. import _closing
+
+_classes: Dict[type, type] = {}
+_MARK = "_cancel_safe_transport"
+
+
+class SteadyMixin:
+    """A network stream of httpcore's whose writes are not interrupted."""
+
+    close_timeout = 5.0
+    is_out_of_step = False
+
+    async def write(self, *args: Any, **kwargs: Any) -> Any:
+        seconds = self.close_timeout
+        if _closing.library() == "trio":
+            seconds = math.inf  # It cannot tell a cancel from none; httpx has a limit.
+        work = super().write(*args, **kwargs)  # type: ignore[misc]
+        effort = await _closing.uninterrupted(work, seconds)
+        if effort is not None:
+            self.is_out_of_step = self.is_out_of_step or effort.timed_out
+            await effort.let_cancel()
+
+
+def make_steady(stream: Any, close_timeout: float) -> Any:
+    """Make the writes of `stream` steady, in place, and return it."""
+    kind = type(stream)
+    if not issubclass(kind, SteadyMixin):
+        if kind not in _classes:
+            _classes[kind] = type("Steady" + kind.__name__, (SteadyMixin, kind), {})
+        try:
+            stream.__class__ = _classes[kind]
+            stream.close_timeout = close_timeout
+        except (AttributeError, TypeError):
+            pass  # A stream with slots of its own: it is only closed when out of step.
+    return stream
+
+
+class Backend:
+    """A network backend of httpcore's whose HTTP/2 streams write steadily."""
+
+    def __init__(self, backend: Any, http1: bool, close_timeout: float) -> None:
+        self._backend = backend
+        self._http1 = http1
+        self._close_timeout = close_timeout
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    async def connect_tcp(self, *args: Any, **kwargs: Any) -> Any:
+        return self._listed(await self._backend.connect_tcp(*args, **kwargs))
+
+    async def connect_unix_socket(self, *args: Any, **kwargs: Any) -> Any:
+        return self._listed(await self._backend.connect_unix_socket(*args, **kwargs))
+
+    def _listed(self, stream: Any) -> Any:
+        """httpcore 0.14 asks the stream for TLS, and gets another one."""
+        if not self._http1:
+            return make_steady(stream, self._close_timeout)
+        start_tls, close_timeout = stream.start_tls, self._close_timeout
+
+        async def start_tls_steadily(*args: Any, **kwargs: Any) -> Any:
+            secure = await start_tls(*args, **kwargs)
+            ssl_object = secure.get_extra_info("ssl_object")
+            if ssl_object is not None and ssl_object.selected_alpn_protocol() == "h2":
+                make_steady(secure, close_timeout)
+            return secure
+
+        stream.start_tls = start_tls_steadily
+        return stream
+
+    async def open_tcp_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._counted(await self._backend.open_tcp_stream(*args, **kwargs))
+
+    async def open_uds_stream(self, *args: Any, **kwargs: Any) -> Any:
+        return self._counted(await self._backend.open_uds_stream(*args, **kwargs))
+
+    def _counted(self, stream: Any) -> Any:
+        if stream.get_http_version() == "HTTP/2" or not self._http1:
+            make_steady(stream, self._close_timeout)
+        return stream
+
+
+def prepare(client: Any, close_timeout: float) -> None:
+    """Prepare the pools of `client` that speak HTTP/2."""
+    setattr(client, _MARK, client._transport)
+    mounts = getattr(client, "_mounts", None) or getattr(client, "_proxies", {})
+    for transport in [client._transport] + list(mounts.values()):
+        for pool in _pools_in(transport):
+            if getattr(pool, "_http2", False) and hasattr(pool, "aclose"):
+                _prepare_pool(pool, close_timeout)
+
+
+def is_prepared(client: Any) -> bool:
+    return client.__dict__.get(_MARK) is client._transport
+
+
+def _pools_in(transport: Any) -> Iterator[Any]:
+    """Yield the pools inside a transport, through transports that wrap others."""
+    pending = [transport]
+    for one in pending:
+        if hasattr(one, "_network_backend") or hasattr(one, "_add_to_pool"):
+            yield one
+        elif len(pending) < 50:
+            for value in getattr(one, "__dict__", {}).values():
+                if hasattr(value, "handle_async_request") or hasattr(value, "arequest"):
+                    pending.append(value)
+
+
+def _prepare_pool(pool: Any, close_timeout: float) -> None:
+    http1 = getattr(pool, "_http1", True)
+    if hasattr(pool, "_network_backend"):
+        if not isinstance(pool._network_backend, Backend):
+            pool._network_backend = Backend(pool._network_backend, http1, close_timeout)
+        return
+    if "_add_to_pool" in pool.__dict__:
+        return
+    add_to_pool = type(pool)._add_to_pool
+
+    async def add_to_pool_steadily(connection: Any, timeout: Any) -> None:
+        # The backend of the connection, not of the pool: proxies do not pass theirs on.
+        name = "_backend" if hasattr(connection, "_backend") else "backend"
+        backend = Backend(getattr(connection, name), http1, close_timeout)
+        setattr(connection, name, backend)
+        if connection.socket is not None:  # A tunnel's.
+            backend._counted(connection.socket)
+        await add_to_pool(pool, connection, timeout)
+
+    pool._add_to_pool = add_to_pool_steadily
