@@ -45,6 +45,7 @@ class Effort:
         self.seconds = seconds
         self.held = []  # type: List[BaseException]
         self.timed_out = False
+        self.hidden = 0
         self.waiter = None  # type: Optional[asyncio.Future[None]]
         self.timer = None  # type: Optional[asyncio.TimerHandle]
         self.outside = None  # type: Any
@@ -79,11 +80,33 @@ class Effort:
             self.outside = _parent_of(own)
             own.shield = True
 
+    def hold(self, exc: BaseException) -> None:
+        self.held.append(exc)
+        self.start_timer()
+        self.hide_counts()
+
+    def hide_counts(self) -> None:
+        """Take back what `task.cancelling()` counts: timeouts in the close look at it."""
+        task = _current_task()
+        for _ in range(task.cancelling() if hasattr(task, "cancelling") else 0):
+            task.uncancel()
+            self.hidden += 1
+
     def end(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
         if self.shield is not None:
             self.shield.__exit__(None, None, None)
+
+    def show_counts(self) -> Generator[Any, Any, None]:
+        """Count again what was hidden. The cancel that this asks for ends here."""
+        if self.hidden:
+            for _ in range(self.hidden):
+                _current_task().cancel()
+            try:
+                yield
+            except asyncio.CancelledError:
+                pass
 
     async def let_cancel(self, handled: Optional[BaseException] = None) -> None:
         """Let the cancels that were held back go on, now that all is closed.
@@ -162,10 +185,13 @@ def uninterrupted(
     if at_once or outside is not None:
         effort = Effort(seconds)
         effort.start_timer()
+        if at_once:
+            effort.hide_counts()
         if outside is not None:
             effort.enter_shield(outside, own)
     value = None  # type: Any
     error = None  # type: Optional[BaseException]
+    failure = None  # type: Optional[BaseException]
     patience = 100
     waiting = progress.waiting
     try:
@@ -187,7 +213,7 @@ def uninterrupted(
                     patience -= 1
                     if not patience:
                         coroutine.close()
-                        return effort
+                        break
                     if is_future:
                         waiting._asyncio_future_blocking = False
                         waiting.cancel()
@@ -205,30 +231,31 @@ def uninterrupted(
                     error = exc
                 else:
                     effort = effort or Effort(seconds)
-                    effort.held.append(exc)
-                    effort.start_timer()
+                    effort.hold(exc)
                     if is_future and not waiting.done():
                         continue
             waiting = None
     except StopIteration:
-        progress.is_over = True
-        return effort
+        pass
     except GeneratorExit:
         # This task is dropped. Another one has to end what was begun.
         in_background(progress.take_over(seconds))
         raise
     except BaseException as exc:
-        progress.is_over = True
-        if effort is not None:
-            if effort.timed_out and is_cancel(exc):
-                return effort
-            effort.end()
-            effort.redeliver()
-            effort = None
-        raise
+        if effort is None or not effort.timed_out or not is_cancel(exc):
+            failure = exc
+    progress.is_over = True
+    if effort is not None:
+        effort.end()
+        yield from effort.show_counts()
+    try:
+        if failure is not None:
+            if effort is not None:
+                effort.redeliver()
+            raise failure
     finally:
-        if effort is not None:
-            effort.end()
+        failure = None  # It holds this frame.
+    return effort
 
 
 def _wait(waiting: Any, effort: Optional[Effort]) -> Generator[Any, Any, None]:
