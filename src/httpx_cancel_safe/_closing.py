@@ -49,6 +49,7 @@ class Effort:
         self.waiter = None  # type: Optional[asyncio.Future[None]]
         self.timer = None  # type: Optional[asyncio.TimerHandle]
         self.outside = None  # type: Any
+        self.own = None  # type: Any
         self.shield = None  # type: Any
 
     def start_timer(self) -> None:
@@ -68,17 +69,22 @@ class Effort:
     def enter_shield(self, outside: Any, own: Any) -> None:
         """Hold back anyio's scopes: they cancel again on every pass of the loop.
 
-        A scope that the response holds open, `own`, becomes the shield itself: the close
-        has to leave it, and cannot from within another one.
+        A scope that the response holds open, `own`, has to be left by the close, which
+        cannot do so within another one: then the shield goes around `own` instead.
         """
         import anyio
 
+        self.outside, self.own = outside, own
         if own is None:
-            self.outside = outside
             self.shield = anyio.CancelScope(shield=True).__enter__()
-        else:
-            self.outside = _parent_of(own)
+        elif hasattr(own, "_child_scopes"):  # anyio 4 keeps more than the parent.
+            self.outside = own._parent_scope
             own.shield = True
+        else:
+            self.outside = own._parent_scope
+            self.shield = anyio.CancelScope(shield=True).__enter__()
+            self.shield._parent_scope, own._parent_scope = self.outside, self.shield
+            _task_state().cancel_scope = outside
 
     def hold(self, exc: BaseException) -> None:
         self.held.append(exc)
@@ -95,8 +101,12 @@ class Effort:
     def end(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
-        if self.shield is not None:
+        if self.shield is None:
+            return
+        if self.shield is innermost_scope():
             self.shield.__exit__(None, None, None)
+        else:  # The close failed to leave its own.
+            self.own._parent_scope = self.outside
 
     def show_counts(self) -> Generator[Any, Any, None]:
         """Count again what was hidden. The cancel that this asks for ends here."""
@@ -196,9 +206,6 @@ def uninterrupted(
     waiting = progress.waiting
     try:
         while True:
-            if effort is not None and own is not None and effort.shield is None:
-                if innermost_scope() is effort.outside is not None:
-                    effort.enter_shield(effort.outside, None)  # It has left its own.
             if waiting is None:
                 if error is None:
                     waiting = coroutine.send(value)
@@ -325,11 +332,15 @@ def innermost_scope() -> Any:
     if "trio" in sys.modules and library() == "trio":
         status = sys.modules["trio"].lowlevel.current_task()._cancel_status
         return getattr(status, "_scope", None)
+    state = _task_state()
+    return None if state is None else state.cancel_scope
+
+
+def _task_state() -> Any:
     backend = sys.modules.get("anyio._backends._asyncio")
     if backend is None:
         return None
-    state = getattr(backend, "_task_states", {}).get(_current_task())
-    return None if state is None else state.cancel_scope
+    return getattr(backend, "_task_states", {}).get(_current_task())
 
 
 def outermost_within(scope: Any, outside: Any) -> Any:

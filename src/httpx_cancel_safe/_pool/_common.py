@@ -25,17 +25,21 @@ def close_method(resource: Any, is_async: bool = True) -> Callable[[], Any]:
     return close or resource.close  # type: ignore[no-any-return]
 
 
+def is_unfinished(state: Any, stream_id: Any) -> bool:
+    """Tell whether an HTTP/2 stream is still open for its peer, or for us."""
+    stream = None if state is None else state.streams.get(stream_id)
+    return stream is not None and not stream.closed
+
+
 def reset_stream(state: Any, stream_id: int, events: List[Any]) -> None:
     """End one HTTP/2 stream for its peer; what was received counts as read.
 
     Else the peer goes on sending, and the window that all streams share runs dry
     (https://github.com/encode/httpcore/issues/943).
     """
-    stream = state.streams.get(stream_id)
-    if stream is None or stream.closed:
-        return
-    for event in events:
-        size = getattr(event, "flow_controlled_length", 0)
-        if size:
-            state.acknowledge_received_data(size, stream_id)
-    state.reset_stream(stream_id, H2_CANCEL)
+    if is_unfinished(state, stream_id):
+        for event in events:
+            size = getattr(event, "flow_controlled_length", 0)
+            if size:
+                state.acknowledge_received_data(size, stream_id)
+        state.reset_stream(stream_id, H2_CANCEL)

@@ -9,7 +9,7 @@ back already, may serve another request by now.
 import time
 from typing import Any, Callable, List, Optional
 
-from ._common import HANDLE, close_method, reset_stream, run_now
+from ._common import HANDLE, close_method, is_unfinished, reset_stream, run_now
 
 
 class Exchange:
@@ -34,7 +34,8 @@ class Exchange:
     def is_unsettled(self) -> bool:
         """Tell whether closing the response alone would leave something behind."""
         inner = self.connection.connection
-        return self.stream_id in getattr(inner, _name(inner, "streams"), ())
+        state = getattr(inner, _name(inner, "h2_state"), None)
+        return is_unfinished(state, self.stream_id)
 
     def settle(self, closers: List[Callable[[], Any]]) -> None:
         closers += [close_method(socket) for socket in self.sockets + self.dropped]

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Any, Callable, List, Optional
 
-from ._common import HANDLE, close_method, reset_stream, run_now
+from ._common import HANDLE, close_method, is_unfinished, reset_stream, run_now
 from .steady import SteadyMixin
 
 
@@ -76,8 +76,9 @@ class Exchange:
         That is a stream which says that it is closed, but was interrupted meanwhile
         (https://github.com/encode/httpcore/issues/1115), or one of HTTP/2.
         """
-        open_streams = getattr(self.h2, "_events", ())
-        return getattr(self.body, "_closed", False) or self.stream_id in open_streams
+        if getattr(self.body, "_closed", False):
+            return True
+        return self.h2 is not None and is_unfinished(self.h2._h2_state, self.stream_id)
 
     def settle(self, closers: List[Callable[[], Any]]) -> None:
         if isinstance(getattr(self.pool._pool_lock, "_lock", None), type(threading.Lock())):
@@ -154,8 +155,9 @@ class Exchange:
             events = inner._events.pop(self.stream_id)
             run_now(inner._max_streams_semaphore.release())
             reset_stream(inner._h2_state, self.stream_id, events)
-            if self.body is not None:
-                self.body._closed = True
+            if self.stream is not None:
+                self.stream._stream = None  # Its close would end the same once more,
+                self.body._closed = True  # and so would its generator, left half-way.
             request = self.request
             closers.append(lambda: inner._write_outgoing_data(request))
 
