@@ -35,19 +35,20 @@ def measure(net):
         httpx_cancel_safe.patch()
     found = []
 
-    async def main(url):
+    async def cancelled_at(point, request):
         loop = asyncio.get_event_loop()
+        trigger = Trigger(lambda: loop.call_soon(lambda: task.cancel()), point)
+        task = loop.create_task(drive(request, trigger))
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # PoolTimeout, once all connections are lost.
+
+    async def main(url):
         client = httpx.AsyncClient(timeout=httpx.Timeout(5, pool=0.02), trust_env=False)
         pool = client._transport._pool
         points = random.Random(2139)
         for _ in range(REQUESTS):
-            trigger = Trigger(
-                lambda: loop.call_soon(lambda: task.cancel()), points.randint(1, POINTS)
-            )
-            task = loop.create_task(drive(client.get(url + "/large"), trigger))
-            await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()  # PoolTimeout, once all connections are lost.
+            await cancelled_at(points.randint(1, POINTS), client.get(url + "/large"))
             # A connection that is closed and still listed takes up its place all the same.
             found.append(sum(not connection.is_idle() for connection in pool.connections))
 

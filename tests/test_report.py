@@ -12,7 +12,7 @@ import pytest
 
 import httpx_cancel_safe
 from httpx_cancel_safe import _doctor
-from tests.support import compat, programs
+from tests.support import programs
 from tests.support.programs import with_start_up
 
 RELEASE = tuple(int(part) for part in httpx.__version__.split(".")[:2])
@@ -44,6 +44,12 @@ TOOL = """
 
 def report(*arguments, **options):
     return programs.run("-m", "httpx_cancel_safe", *arguments, **options)
+
+
+def trio_problem():
+    from tests.support import compat  # Not for an httpx without clients.
+
+    return compat.trio_problem()
 
 
 def checks_of(done):
@@ -104,7 +110,7 @@ def test_where_the_net_holds_the_report_ends_with_0(whole):
     for phase in TRIALS:
         check = found["trial: " + phase]
         if check["status"] == "skip":
-            assert phase == "trio" and compat.trio_problem()
+            assert phase == "trio" and trio_problem()
             continue
         without, tried, with_net = re.match(
             r"lost (\d+) of (\d+) without the net, (\d+) with it$", check["detail"]
@@ -145,7 +151,7 @@ def test_switched_off_the_report_shows_what_that_loses_and_ends_with_1():
     done = report(HTTPX_CANCEL_SAFE="0")
     assert done.returncode == 1
     assert "'0' switches the net off" in done.stdout
-    assert re.search(r"fail +trial: redirect +lost [1-9] of \d without the net\n", done.stdout)
+    assert re.search(r"fail +trial: [a-z ]+ +lost [1-9] of \d without the net\n", done.stdout)
     assert done.stdout.splitlines()[-1].startswith("Not safe: HTTPX_CANCEL_SAFE, trial: ")
 
 
@@ -160,7 +166,8 @@ def test_a_net_that_does_not_hold_ends_with_1(start_up):
     )
     done = report("--json", PYTHONPATH=os.environ["PYTHONPATH"])
     assert done.returncode == 1
-    assert checks_of(done)["trial: redirect"]["status"] == "fail"
+    failed = [name for name, check in checks_of(done).items() if check["status"] == "fail"]
+    assert failed and all(name.startswith("trial: ") for name in failed)
 
 
 def test_what_goes_wrong_in_the_report_itself_ends_with_2(start_up):
@@ -253,7 +260,7 @@ def test_an_httpcore_that_the_net_does_not_know_is_worth_a_warning(monkeypatch):
 def test_a_trio_too_new_for_anyio_3_is_worth_a_warning(monkeypatch):
     import anyio
 
-    if not hasattr(anyio, "ExceptionGroup") or compat.trio_problem():
+    if not hasattr(anyio, "ExceptionGroup") or trio_problem():
         pytest.skip("needs anyio 3 and a trio")
     import trio
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 import traceback
 import warnings
 from typing import List, Optional
@@ -55,8 +56,8 @@ def _line(check: Check) -> str:
     mark = check.status
     if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
         mark = "\033[{}m{}\033[0m".format(COLOURS[mark], mark)
-    line = "  {}  {:<23} {}".format(mark, check.name, check.detail)
-    return line + ("\n" + " " * 32 + check.hint if check.hint else "")
+    text = textwrap.wrap(check.detail, 60) + textwrap.wrap(check.hint, 60)
+    return "  {}  {:<23} {}".format(mark, check.name, ("\n" + " " * 32).join(text))
 
 
 def _progress(what: str) -> None:

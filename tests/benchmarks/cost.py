@@ -14,6 +14,8 @@ Compared are: httpx as it is, a bare `wrapt` wrapper around `send` that only awa
 
 import argparse
 import asyncio
+import ctypes
+import mmap
 import collections
 import concurrent.futures
 import gc
@@ -24,6 +26,7 @@ import sys
 import tempfile
 import time
 
+MODULE = "tests.benchmarks.cost"
 VARIANTS = ["plain", "wrapper", "patch", "safe"]
 WARM_UP = 1100  # Above 1024 calls Python 3.8 to 3.10 begin to cache lookups.
 LENGTHS = (20, 60)
@@ -47,9 +50,27 @@ CASES = [
 # -- In the process that is measured -----------------------------------------------------------
 
 
-def mark():
-    """valgrind writes down what it has counted, and starts again from 0 (--dump-before)."""
-    os.getppid()
+class Valgrind:
+    """Speaks to the valgrind that this process runs in (callgrind.h), on x86-64."""
+
+    ZERO, START, STOP = 0x43540001, 0x43540004, 0x43540005
+    DUMP = 0x43540000
+    # mov rax, rdi; xor edx, edx; rol rdi, 3; rol rdi, 13; rol rdi, 61; rol rdi, 51;
+    # xchg rbx, rbx; mov rax, rdx; ret
+    CODE = bytes.fromhex("4889f831d248c1c70348c1c70d48c1c73d48c1c7334887db4889d0c3")
+
+    def __init__(self):
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        self._memory.write(self.CODE)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        function = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(address)
+        self._requests = {
+            request: (ctypes.c_uint64 * 6)(request) for request in (self.ZERO, self.START, self.STOP, self.DUMP)
+        }
+        self._ask = function
+
+    def ask(self, request):
+        self._ask(self._requests[request])
 
 
 def client_classes(variant):
@@ -109,8 +130,9 @@ def requests_sync(client, case, number):
         assert response.status_code == 200
 
 
-def measure(variant, case, ready, counting):
-    """One case. Says `ready` when it is warm, and goes on when valgrind is `counting`."""
+def measure(variant, name):
+    (case,) = [case for case in CASES if case.name == name]
+    valgrind = Valgrind()
     client = make_client(variant, case)
     loop = asyncio.new_event_loop()
 
@@ -127,14 +149,14 @@ def measure(variant, case, ready, counting):
         if work is not None:
             await work
         gc.collect()
-        ready()
-        counting()
+        valgrind.ask(valgrind.START)
         for length in (1,) + LENGTHS:
-            mark()
+            valgrind.ask(valgrind.DUMP)
             work = requests(length)
             if work is not None:
                 await work
-        mark()
+        valgrind.ask(valgrind.DUMP)
+        valgrind.ask(valgrind.STOP)
         time.monotonic, time.perf_counter, time.time = clocks
 
     gc.disable()
@@ -159,31 +181,20 @@ def total(path):
     raise ValueError("no total in " + path)
 
 
-def count_case(variant, case):
+def count_case(variant, case, shift=0):
     """Instructions a request, in a process of its own."""
     with tempfile.TemporaryDirectory() as directory:
         out = os.path.join(directory, "out")
-        process = subprocess.Popen(
-            ["valgrind", "--tool=callgrind", "--instr-atstart=no", "--dump-before=getppid"]
-            + ["--callgrind-out-file=" + out, sys.executable, "-m", __spec__.name]
-            + ["--measure", variant, case.name],
+        subprocess.check_output(
+            ["setarch", "-R", "valgrind", "--tool=callgrind", "--instr-atstart=no"]
+            + ["--callgrind-out-file=" + out, sys.executable, "-c"]
+            + [
+                "junk = [bytes(8 * (i % 60)) for i in range({})]; import {} as cost; "
+                "cost.measure({!r}, {!r})".format(shift, MODULE, variant, case.name)
+            ],
             env=environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            universal_newlines=True,
+            stderr=subprocess.STDOUT,
         )
-        line = process.stdout.readline()
-        if line != "ready\n":
-            raise RuntimeError(process.communicate()[1])
-        subprocess.check_call(
-            ["callgrind_control", "--instr=on", str(process.pid)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        _, errors = process.communicate("counting\n")
-        if process.returncode:
-            raise RuntimeError(errors)
         # .1 is what came before the first mark, .2 a first request, then one a run length.
         shorter, longer = (total("%s.%d" % (out, part)) for part in (3, 4))
     return (longer - shorter) / (LENGTHS[1] - LENGTHS[0])

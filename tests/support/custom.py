@@ -49,7 +49,9 @@ BODY = [b"one ", b"two ", b"three"]
 logger = logging.getLogger("httpx_cancel_safe")
 
 PY37 = sys.version_info >= (3, 7)  # From here on context variables follow tasks.
+PY39 = sys.version_info >= (3, 9)  # What is thrown into a coroutine gets a context.
 PY311 = sys.version_info >= (3, 11)
+PY313 = sys.version_info >= (3, 13)  # Async generators are told that they are dropped.
 
 if PY37:
     caller = contextvars.ContextVar("caller")
@@ -178,6 +180,9 @@ class Case:
         self.pauses = 0
         self.interrupted = False
         self.in_block = False  # The user's code has a response in hand, and will close it.
+        self.replacements = []  # What the clean-up of an auth flow raised of its own.
+        self.task = None
+        self.limit_fires = None  # Tells whether a limit within a close has just run out.
         # What a test may ask for.
         self.close_error = options.pop("close_error", None)  # Raised once it was interrupted.
         self.close_failed = False
@@ -223,6 +228,15 @@ class Case:
     @property
     def closing_now(self):
         return any(stream.closing and not stream.closed_to_end for stream in self.streams)
+
+    async def leave_what_failed(self):
+        """Leave what is held open by streams whose close raised before it came to that.
+
+        That close is not tried again, so that nobody else would; and trio breaks down over it.
+        """
+        for stream in self.streams:
+            if stream.failed:
+                await stream.leave()
 
     def open_streams(self):
         """What is wrong with the streams that the client was given."""
@@ -294,6 +308,9 @@ class Stream(AsyncStreamBase):
     async def need(self):
         """What a stream of a special kind does while it closes."""
 
+    async def leave(self):
+        """Leave what it still holds open."""
+
 
 class Transport(AsyncAdapter):
     def __init__(self, case):
@@ -320,7 +337,12 @@ class ScopeStream(Stream):
         self.scope.__enter__()
 
     async def need(self):
-        self.scope.__exit__(None, None, None)
+        await self.leave()
+
+    async def leave(self):
+        scope, self.scope = self.scope, None
+        if scope is not None:
+            scope.__exit__(None, None, None)
 
 
 class GroupStream(Stream):
@@ -338,9 +360,24 @@ class GroupStream(Stream):
         start = getattr(self.group, "start_soon", None) or self.group.spawn
         start(self.case.forever)
 
+    async def aclose(self):
+        # A scope around the request cancels the child as well, and a nursery of trio's with a child
+        # that was cancelled is cancelled itself: what is cut short then is so by the stream's own.
+        try:
+            await Stream.aclose(self)
+        except BaseException:
+            if self.case.library == "trio" and self.group is not None:
+                self.failed = self.failed or self.group.cancel_scope.cancel_called
+            raise
+
     async def need(self):
-        self.group.cancel_scope.cancel()
-        await self.group.__aexit__(None, None, None)
+        await self.leave()
+
+    async def leave(self):
+        group, self.group = self.group, None
+        if group is not None:
+            group.cancel_scope.cancel()
+            await group.__aexit__(None, None, None)
 
 
 class OwnTaskStream(Stream):
@@ -364,7 +401,9 @@ class MoveOnStream(Stream):
 
     async def need(self):
         with anyio.move_on_after(0.002) as scope:
+            self.case.limit_fires = lambda: scope.cancel_called
             await self.case.forever()
+        self.case.limit_fires = None
         if not scope.cancel_called:
             self.case.problems.append("move_on_after() did not fire")
 
@@ -374,10 +413,17 @@ class WaitForStream(Stream):
 
     async def need(self):
         try:
-            await asyncio.wait_for(self.case.forever(), 0.002)
+            await asyncio.wait_for(self.wait(), 0.002)
         except asyncio.TimeoutError:
+            self.case.limit_fires = None
             return
         self.case.problems.append("wait_for() did not fire")
+
+    async def wait(self):
+        future = asyncio.get_event_loop().create_future()
+        if current_task() is self.case.task:  # From Python 3.12 on.
+            self.case.limit_fires = future.cancelled
+        await future
 
 
 class TimeoutStream(Stream):
@@ -385,9 +431,11 @@ class TimeoutStream(Stream):
 
     async def need(self):
         try:
-            async with asyncio.timeout(0.002):
+            async with asyncio.timeout(0.002) as limit:
+                self.case.limit_fires = limit.expired
                 await self.case.forever()
         except TimeoutError:
+            self.case.limit_fires = None
             return
         self.case.problems.append("timeout() did not fire")
 
@@ -397,6 +445,9 @@ class FailingTaskGroupStream(Stream):
 
     def group(self):
         return asyncio.TaskGroup()
+
+    def is_ending(self, group):
+        return group._aborting
 
     async def fail(self):
         if self.case.library == "asyncio":
@@ -408,6 +459,7 @@ class FailingTaskGroupStream(Stream):
     async def need(self):
         try:
             async with self.group() as group:
+                self.case.limit_fires = lambda: self.is_ending(group)
                 start = getattr(group, "create_task", None)
                 if start is not None:
                     start(self.fail())
@@ -420,11 +472,15 @@ class FailingTaskGroupStream(Stream):
                 raise
         else:
             self.case.problems.append("the group did not fail")
+        self.case.limit_fires = None
 
 
 class FailingAnyioGroupStream(FailingTaskGroupStream):
     def group(self):
         return anyio.create_task_group()
+
+    def is_ending(self, group):
+        return group.cancel_scope.cancel_called
 
 
 NEEDS_ANYWHERE = [ScopeStream, GroupStream, OwnTaskStream, MoveOnStream, FailingAnyioGroupStream]
@@ -505,8 +561,12 @@ class SlowAuth(httpx.Auth):
             try:
                 yield request
             finally:
-                await self.case.pause()
-                await self.case.pause()
+                try:
+                    await self.case.pause()
+                    await self.case.pause()
+                except BaseException as exc:
+                    self.case.replacements.append(exc)
+                    raise
             await self.case.pause(on_event=True)
 
     def sync_auth_flow(self, request):
@@ -624,9 +684,10 @@ class Driver:
     the suspension longer.
     """
 
-    def __init__(self, coroutine, on_suspension):
+    def __init__(self, coroutine, on_suspension, on_cancel=lambda: None):
         self.coroutine = coroutine
         self.on_suspension = on_suspension
+        self.on_cancel = on_cancel
         self.suspensions = 0
         self.received = []
         self.hold = 0
@@ -659,6 +720,7 @@ class Driver:
                 raise
             except BaseException as exc:
                 self.hold = 0
+                self.on_cancel()
                 self.received.append(exc)
                 error = exc
             else:
@@ -680,6 +742,7 @@ class Result:
         self.error = None
         self.suspensions = 0
         self.interrupted = False
+        self.left_out = False  # The point is not judged.
         self.records = []
         self.seconds = 0.0
 
@@ -773,6 +836,8 @@ class Run:
         self.started = 0.0
         self.suspended_already = False
         self.received_before = 0
+        self.arrived = False
+        self.closing_when_dropped = False
         if mode in RAISED or mode in LATE:
             self.case.raise_at = at
             self.case.raises = RAISED.get(mode, Abort)()
@@ -793,6 +858,9 @@ class Run:
         result.faults.extend(case.problems)
         return result
 
+    def on_cancel(self):
+        """Called when a cancel arrives, just before the net sees it."""
+
     def broken(self, error):
         if isinstance(error, KeyboardInterrupt) and error is not self.case.raises:
             raise error
@@ -808,6 +876,7 @@ class Run:
             self.received_before = len(self.driver.received)
             self.started = time.perf_counter()
             if self.mode == "drop":
+                self.closing_when_dropped = self.case.closing_now
                 raise Dropped()
             self.cancel()
 
@@ -816,7 +885,8 @@ class Run:
         case, result, escaped = self.case, self.result, None
         self.over = False
         self.started = time.perf_counter()
-        driver = self.driver = Driver(self.scenario(case, client), self.on_suspension)
+        coroutine = self.scenario(case, client)
+        driver = self.driver = Driver(coroutine, self.on_suspension, self.on_cancel)
         try:
             with scope:
                 try:
@@ -829,6 +899,7 @@ class Run:
                     result.seconds = time.perf_counter() - self.started
                     if self.mode != "drop":
                         result.faults.extend(case.open_streams())
+                        await case.leave_what_failed()
         except BaseException as exc:
             escaped = exc
         result.suspensions = driver.suspensions
@@ -844,7 +915,7 @@ class Run:
                 expected = self.first_cancel()
             if self.close_was_the_end():
                 return
-            if not self.replaced_in_block(expected):
+            if not (self.replaced_in_block(expected) or self.replaced_in_auth_flow(expected)):
                 result.faults.extend(judge(result.error, expected, frame))
             if self.mode == "scope" and escaped not in (None, case.close_error):
                 result.fault("left the scope: %r" % escaped)
@@ -873,13 +944,39 @@ class Run:
 
         As in any `finally`, it takes the place of what was on its way, and has it as its context.
         """
-        error = self.result.error
         own = self.received() + [self.case.close_error]
-        if not self.case.in_block or error is None or not any(error is one for one in own):
+        return self.case.in_block and self.is_one_of(own, first)
+
+    def replaced_in_auth_flow(self, first):
+        """Whether a cancel struck while the auth flow, the user's code, awaited in its `finally`.
+
+        There it takes the place of what was on its way, before httpx, and the net, see any of it.
+        """
+        cancels = [one for one in self.case.replacements if self.is_cancel(one)]
+        if self.library == "trio" and cancels:
+            # Trio raises a cancel right where it strikes, and Python gives the GeneratorExit that
+            # closes the flow there no context.
+            first = next((one for one in chain(cancels[-1]) if isinstance(one, GeneratorExit)), first)
+        return self.is_one_of(cancels, first)
+
+    def is_one_of(self, replacements, first):
+        error = self.result.error
+        if error is None or not any(error is one for one in replacements):
             return False
-        if sys.version_info < (3, 9):
-            return True  # What is thrown into a coroutine gets no context yet.
-        return any(first is one for one in chain(error))
+        return not PY39 or any(first is one for one in chain(error))
+
+    def is_cancel(self, error):
+        kind = trio.Cancelled if self.library == "trio" else asyncio.CancelledError
+        return isinstance(error, kind)
+
+    def is_judged_when_dropped(self):
+        """Whether what a dropped request leaves open is the net's."""
+        if self.library == "trio":
+            # Trio itself never drops a coroutine, and nobody is left to wait for a close.
+            return not self.closing_when_dropped
+        # Until Python 3.12, a coroutine that is closed while it awaits an async generator (those of
+        # `stream()`, or of reading a body) does not tell it. The `send` in there is never told.
+        return PY313 or not (self.case.in_block or self.scenario in (stream, stream_unread))
 
 
 STUCK = 8.0  # Seconds until a run on asyncio is given up.
@@ -908,6 +1005,7 @@ class AsyncioRun(Run):
 
     async def main(self, loop):
         self.loop, self.task = loop, current_task()
+        self.case.task = self.task
         if PY37:
             caller.set(self.case)
         self.scope = anyio.CancelScope() if self.mode == "scope" else no_scope()
@@ -933,9 +1031,19 @@ class AsyncioRun(Run):
             after_passes(self.loop, LATE[self.mode], self.cancel_task)
 
     def cancel_task(self):
+        if self.mode == "storm" and self.cancels and self.case.limit_fires is not None:
+            return  # One would come just when the limit runs out: see on_cancel().
         if not self.over:
             self.cancels += 1
             self.task.cancel()
+
+    def on_cancel(self):
+        if self.cancels == 1 and not self.arrived:
+            self.arrived = True
+            if self.case.limit_fires is not None and self.case.limit_fires():
+                # A limit inside the close cancels the task in this very pass. For asyncio the two
+                # are one cancel, so that there is nothing to judge.
+                self.result.left_out = True
 
     async def afterwards(self):
         result, task = self.result, self.task
@@ -960,7 +1068,7 @@ class AsyncioRun(Run):
             while task.cancelling():
                 task.uncancel()
         await self.settle()
-        if self.mode == "drop":
+        if self.mode == "drop" and self.is_judged_when_dropped():
             result.faults.extend(self.case.open_streams())
 
     async def settle(self):
@@ -999,7 +1107,7 @@ class TrioRun(Run):
             if number % 10 == 5 and self.case.open_streams():
                 gc.collect(1)
             await trio.sleep(0 if not self.case.close_hangs else 0.01)
-        if self.mode == "drop":
+        if self.mode == "drop" and self.is_judged_when_dropped():
             self.result.faults.extend(self.case.open_streams())
         await client.aclose()
 
@@ -1030,6 +1138,8 @@ def every_point(make_run):
     while True:
         at += 1
         result = make_run(at)()
+        if result.left_out:
+            continue
         if result.interrupted:
             yield at, result
             continue

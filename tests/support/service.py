@@ -47,8 +47,10 @@ async def fetch(path, receive, send):
     hang_up = asyncio.ensure_future(receive())
     await asyncio.wait([upstream, hang_up], return_when=asyncio.FIRST_COMPLETED)
     if hang_up.done():
-        upstream.cancel()
-        await asyncio.wait([upstream])
+        while not upstream.done():
+            # Once is not always enough: anyio 3's connect_tcp() can swallow a cancel.
+            upstream.cancel()
+            await asyncio.wait([upstream], timeout=0.3)
         if not upstream.cancelled():
             upstream.exception()
         return

@@ -61,7 +61,7 @@ def frames_of(exc: BaseException, guards: Any) -> List[Frame]:
                     own = []
                 break
             module = frame.f_globals.get("__name__", "")
-            if module.startswith(("httpx.", "httpcore.", "anyio.")):
+            if module.startswith(("httpx.", "httpcore.", "anyio.")) or module == "socket":
                 function = frame.f_code.co_name
                 own.append(Frame(module, function, frame.f_locals, one))
             traceback = traceback.tb_next

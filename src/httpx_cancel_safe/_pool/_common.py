@@ -5,6 +5,14 @@ from typing import Any, Callable, List
 HANDLE = frozenset(
     ("handle_async_request", "handle_request", "arequest", "request")
 )
+# Where a socket is open already, and nobody else knows of it; and its name there.
+HALF_OPEN = {
+    "_connect": "stream",
+    "open_tcp_stream": "stream",
+    "open_uds_stream": "stream",
+    "connect_tcp": "connected_stream",  # anyio's.
+    "create_connection": "sock",  # The standard library's.
+}
 H2_CANCEL = 8  # RFC 9113, section 7: the stream is no longer needed.
 
 

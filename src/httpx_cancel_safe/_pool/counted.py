@@ -9,7 +9,7 @@ back already, may serve another request by now.
 import time
 from typing import Any, Callable, List, Optional
 
-from ._common import HANDLE, close_method, is_unfinished, reset_stream, run_now
+from ._common import HALF_OPEN, HANDLE, close_method, is_unfinished, reset_stream, run_now
 
 
 class Exchange:
@@ -135,11 +135,6 @@ def read(frames: List[Any]) -> List[Exchange]:
         elif function == "_open_socket":
             current.opens = True
             current.phase = "connecting"
-        elif function in ("open_tcp_stream", "open_uds_stream") and "stream" in local:
-            current.sockets.append(local["stream"])
-        elif function == "connect_tcp" and "connected_stream" in local:
-            if local["connected_stream"] is not None:  # anyio forgets it
-                current.sockets.append(local["connected_stream"])
         elif where == "http11" and function in HANDLE:
             current.owns = True
         elif where == "http2" and function in HANDLE:
@@ -147,6 +142,8 @@ def read(frames: List[Any]) -> List[Exchange]:
             current.has_permit = not isinstance(error, Exception)  # Else httpcore did it.
         elif where == "http2" and function == "send_connection_init":
             current.initiates = True
+        if function in HALF_OPEN and local.get(HALF_OPEN[function]) is not None:
+            current.sockets.append(local[HALF_OPEN[function]])
         if where == "http2" and local.get("data_to_send"):
             stream = (me.connection if hasattr(me, "connection") else me).socket
             current.is_out_of_step = getattr(stream, "is_out_of_step", True)

@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Any, Callable, List, Optional
 
-from ._common import HANDLE, close_method, is_unfinished, reset_stream, run_now
+from ._common import HALF_OPEN, HANDLE, close_method, is_unfinished, reset_stream, run_now
 from .steady import SteadyMixin
 
 
@@ -193,7 +193,6 @@ def read(frames: List[Any]) -> List[Exchange]:
         elif where == "connection" and function == "_connect":
             current.connects = True
             current.phase = "connecting"
-            _note(current, local.get("stream"))
         elif where == "http_proxy" and function in HANDLE and "target" in local:
             if not me._connected:
                 current.connects = True
@@ -204,8 +203,6 @@ def read(frames: List[Any]) -> List[Exchange]:
                 current.connects = True
                 current.phase = "connecting"
                 _note(current, local.get("stream"))
-        elif function == "connect_tcp" and "connected_stream" in local:
-            _note(current, local["connected_stream"])  # anyio forgets it
         elif where == "http11" and function in HANDLE:
             current.owns = "kwargs" in local
         elif where == "http2" and function in HANDLE:
@@ -217,6 +214,8 @@ def read(frames: List[Any]) -> List[Exchange]:
             stream = me._network_stream
             unsteady = local.get("data_to_send") and not isinstance(stream, SteadyMixin)
             current.is_out_of_step = unsteady or getattr(stream, "is_out_of_step", False)
+        if function in HALF_OPEN:
+            _note(current, local.get(HALF_OPEN[function]))
         if where in ("http11", "http2") and current.phase != "connecting":
             if function.startswith("_send"):
                 current.phase = "sending"
