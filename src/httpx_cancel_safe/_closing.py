@@ -329,18 +329,19 @@ def _on_trio(
 
 def innermost_scope() -> Any:
     """Return the innermost scope that this task has open, anyio's or trio's, or None."""
-    if "trio" in sys.modules and library() == "trio":
-        status = sys.modules["trio"].lowlevel.current_task()._cancel_status
+    modules = sys.modules
+    if "trio" in modules and library() == "trio":
+        status = modules["trio"].lowlevel.current_task()._cancel_status
         return getattr(status, "_scope", None)
+    if "anyio._backends._asyncio" not in modules:
+        return None  # Nobody can have entered one.
     state = _task_state()
     return None if state is None else state.cancel_scope
 
 
 def _task_state() -> Any:
-    backend = sys.modules.get("anyio._backends._asyncio")
-    if backend is None:
-        return None
-    return getattr(backend, "_task_states", {}).get(_current_task())
+    states = getattr(sys.modules["anyio._backends._asyncio"], "_task_states", {})
+    return states.get(_current_task())
 
 
 def outermost_within(scope: Any, outside: Any) -> Any:

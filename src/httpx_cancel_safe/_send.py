@@ -19,7 +19,7 @@ from typing import Any, Callable, List, Optional, Tuple
 import httpx
 
 from . import _closing, _pool
-from ._pool.steady import is_prepared, prepare
+from ._pool.steady import PREPARED, prepare
 from ._stats import count, logger
 
 # Response streams are checked to be of these from httpx 0.18 on.
@@ -45,7 +45,7 @@ def guard_async(wrapped: Callable[..., Any], settings: Settings, single: bool) -
         opened = []  # type: List[Any]
         if single:
             scope = _closing.innermost_scope()
-        elif not is_prepared(args[0]):
+        elif args[0].__dict__.get(PREPARED) is not args[0]._transport:
             prepare(args[0], settings.close_timeout)
         try:
             response = await wrapped(*args, **kwargs)
@@ -124,12 +124,15 @@ def _is_dropped(exc: BaseException) -> bool:
 
 def _guard_response(response: Any, kind: Any, settings: Settings) -> Any:
     guarded = _guard_of(response)
-    if guarded is None and hasattr(response, "_on_close"):  # Up to httpx 0.17.
-        close = functools.partial(response._on_close, response)
-        guarded = kind(response.stream, close, settings)
-        response._on_close = guarded.on_close
-    elif guarded is None:
-        guarded = response.stream = kind(response.stream, response.stream, settings)
+    if guarded is None:
+        stream = response.stream
+        if hasattr(response, "_on_close"):  # Up to httpx 0.17.
+            close = functools.partial(response._on_close, response)
+            guarded = kind(stream, close, settings)
+            response._on_close = guarded.on_close
+        else:
+            guarded = kind(stream, _pool.close_method(stream, kind.is_async), settings)
+            response.stream = guarded
     return guarded
 
 
@@ -142,27 +145,27 @@ def _guard_of(response: Any) -> Any:
 class _GuardedStream:
     """A response stream that closes to its end. Reading it is as before."""
 
-    def __init__(self, stream: Any, close: Any, settings: Settings) -> None:
+    progress = None  # type: Optional[_closing.Progress]
+    own_scope = None  # type: Any  # The outermost one that the response holds open.
+
+    def __init__(self, stream: Any, close: Callable[[], Any], settings: Settings) -> None:
         self._stream = stream
-        self._close = close
+        self.close_plainly = close
         self._settings = settings
-        self.progress = None  # type: Optional[_closing.Progress]
-        self.own_scope = None  # type: Any  # That the response holds open.
 
 
 class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):
+    is_async = True
+
     def __aiter__(self) -> Any:
         return self._stream.__aiter__()
-
-    def close_plainly(self) -> Any:
-        return (self._close if callable(self._close) else self._close.aclose)()
 
     async def aclose(self) -> None:
         closers = [self.close_plainly]
         unsettled = _pool.unsettled_exchange(self._stream)
         if unsettled is not None:
             closers += _pool.settle([unsettled])
-        handled = _handled()
+        handled = sys.exc_info()[1] and _handled()
         if isinstance(handled, GeneratorExit):
             _closing.in_background(_clean_up(closers, self._settings))
             return
@@ -195,11 +198,10 @@ class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):
 
 
 class SyncGuardedStream(_GuardedStream, _SyncByteStream):
+    is_async = False
+
     def __iter__(self) -> Any:
         return iter(self._stream)
-
-    def close_plainly(self) -> None:
-        (self._close if callable(self._close) else self._close.close)()
 
     def close(self) -> None:
         handled = _handled()

@@ -11,6 +11,7 @@ a pool holds only connections that are idle, closed, or in use by a request that
 still running. `settle` does not wait; it returns what is left to close on the network.
 """
 
+import functools
 import sys
 from typing import Any, Callable, List, NamedTuple, Optional
 
@@ -27,6 +28,7 @@ Closer = Callable[[], Any]
 _warned = False
 
 
+@functools.lru_cache(maxsize=None)
 def generation() -> Any:
     """Return the module for the httpcore that is installed, or None for none we know."""
     version = getattr(sys.modules.get("httpcore"), "__version__", "")

@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterator
 from .. import _closing
 
 _classes: Dict[type, type] = {}
-_MARK = "_cancel_safe_transport"
+PREPARED = "_cancel_safe_transport"  # The one that a client had when last prepared.
 
 
 class SteadyMixin:
@@ -95,16 +95,12 @@ class Backend:
 
 def prepare(client: Any, close_timeout: float) -> None:
     """Prepare the pools of `client` that speak HTTP/2."""
-    setattr(client, _MARK, client._transport)
+    setattr(client, PREPARED, client._transport)
     mounts = getattr(client, "_mounts", None) or getattr(client, "_proxies", {})
     for transport in [client._transport] + list(mounts.values()):
         for pool in _pools_in(transport):
             if getattr(pool, "_http2", False) and hasattr(pool, "aclose"):
                 _prepare_pool(pool, close_timeout)
-
-
-def is_prepared(client: Any) -> bool:
-    return client.__dict__.get(_MARK) is client._transport
 
 
 def _pools_in(transport: Any) -> Iterator[Any]:
