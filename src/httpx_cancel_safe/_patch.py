@@ -131,7 +131,7 @@ def unpatch() -> None:
             return
         _settings.active = False
         for (owner, name), wrapper in list(_installed.items()):
-            if owner.__dict__.get(name) is wrapper:
+            if owner.__dict__[name] is wrapper:
                 setattr(owner, name, wrapper.__wrapped__)
                 del _installed[owner, name]
 

@@ -154,7 +154,7 @@ class _GuardedStream:
         self._settings = settings
 
 
-class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):
+class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):  # type: ignore[misc]
     is_async = True
 
     def __aiter__(self) -> Any:
@@ -197,7 +197,7 @@ class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):
             await _clean_up(_pool.settle([exchange]), self._settings)
 
 
-class SyncGuardedStream(_GuardedStream, _SyncByteStream):
+class SyncGuardedStream(_GuardedStream, _SyncByteStream):  # type: ignore[misc]
     is_async = False
 
     def __iter__(self) -> Any:

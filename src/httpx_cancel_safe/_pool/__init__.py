@@ -13,7 +13,7 @@ still running. `settle` does not wait; it returns what is left to close on the n
 
 import functools
 import sys
-from typing import Any, Callable, List, NamedTuple, Optional
+from typing import Any, Callable, List, NamedTuple, Optional, Set
 
 from .. import _stats
 from . import counted, listed
@@ -46,7 +46,7 @@ def frames_of(exc: BaseException, guards: Any) -> List[Frame]:
     """
     found: List[Frame] = []
     pending: List[Any] = [(exc, True)]
-    seen = set()
+    seen: Set[int] = set()
     while pending:
         one, first = pending.pop(0)
         if one is None or id(one) in seen or len(seen) > 20:
@@ -90,7 +90,7 @@ def exchanges_in(frames: List[Frame], streams: List[Any]) -> List[Any]:
     if books is None:
         return []
     try:
-        found = books.read(frames)
+        found: List[Any] = books.read(frames)
         for stream in streams:
             exchange = open_exchange(stream)
             if exchange is not None:

@@ -39,7 +39,7 @@ def is_unfinished(state: Any, stream_id: Any) -> bool:
     return stream is not None and not stream.closed
 
 
-def reset_stream(state: Any, stream_id: int, events: List[Any]) -> None:
+def reset_stream(state: Any, stream_id: Any, events: List[Any]) -> None:
     """End one HTTP/2 stream for its peer; what was received counts as read.
 
     Else the peer goes on sending, and the window that all streams share runs dry

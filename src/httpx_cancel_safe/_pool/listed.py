@@ -264,7 +264,7 @@ def _make_idle(inner: Any) -> None:
 def _vacate(pool: Any, connection: Any) -> None:
     if connection in pool._pool:
         lock = getattr(pool._pool_lock, "_lock", None)
-        if hasattr(pool, "aclose") and lock.locked():
+        if hasattr(pool, "aclose") and lock is not None and lock.locked():
             pool._pool[pool._pool.index(connection)] = Vacant()
         else:
             pool._pool.remove(connection)
