@@ -127,7 +127,7 @@ class Effort:
             if not is_cancel(handled):
                 self.redeliver()
         elif self.held:
-            raise self.held[0]
+            raise self.held.pop(0)  # Taken out: its traceback holds this frame.
         elif library() == "trio":
             await sys.modules["trio"].lowlevel.checkpoint_if_cancelled()
         elif _any_cancelled(self.outside, None):

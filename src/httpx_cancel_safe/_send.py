@@ -43,27 +43,27 @@ def guard_async(wrapped: Callable[..., Any], settings: Settings, single: bool) -
         if not settings.active:
             return await wrapped(*args, **kwargs)
         opened = []  # type: List[Any]
-        if single:
-            scope = _closing.innermost_scope()
-        elif args[0].__dict__.get(PREPARED) is not args[0]._transport:
-            prepare(args[0], settings.close_timeout)
+        scope = None
+        try:
+            if single:
+                scope = _closing.innermost_scope()
+            elif args[0].__dict__.get(PREPARED) is not args[0]._transport:
+                prepare(args[0], settings.close_timeout)
+        except Exception:
+            _pool.fall_back()
         try:
             response = await wrapped(*args, **kwargs)
         except BaseException as exc:
-            rescue = _Rescue(exc, settings, opened, args, kwargs)
+            # No local name for the rescue: it would hold the frame that holds it.
             if not _is_dropped(exc):
-                await rescue.run()
+                await _Rescue(exc, settings, opened, args, kwargs).run()
                 raise
-            _closing.in_background(rescue.run())
+            _closing.in_background(_Rescue(exc, settings, opened, args, kwargs).run())
             if isinstance(exc, RuntimeError):
                 raise GeneratorExit from None
             raise
-        if single and not response.is_closed:
-            guarded = _guard_response(response, AsyncGuardedStream, settings)
-            now = _closing.innermost_scope()
-            if now is not scope:
-                guarded.own_scope = _closing.outermost_within(now, scope)
-            _enclosing_opened().append(response)
+        if single:
+            _guard_response(response, AsyncGuardedStream, settings, scope)
         return response
 
     return guard
@@ -82,9 +82,8 @@ def guard_sync(wrapped: Callable[..., Any], settings: Settings, single: bool) ->
         except BaseException as exc:
             _Rescue(exc, settings, opened, args, kwargs, False).run_sync()
             raise
-        if single and not response.is_closed:
-            _guard_response(response, SyncGuardedStream, settings)
-            _enclosing_opened().append(response)
+        if single:
+            _guard_response(response, SyncGuardedStream, settings, None)
         return response
 
     return guard
@@ -102,7 +101,7 @@ def _enclosing_opened() -> List[Any]:
     The guard around that `send` is further up the stack, except when an exception was
     thrown in and caught. (Context variables do not follow tasks on Python 3.6.)
     """
-    frame = sys._getframe(2)  # type: Any
+    frame = sys._getframe(3)  # type: Any
     while frame is not None:
         if frame.f_code in _GUARDS:
             return frame.f_locals["opened"]  # type: ignore[no-any-return]
@@ -122,18 +121,27 @@ def _is_dropped(exc: BaseException) -> bool:
     return isinstance(exc, GeneratorExit)
 
 
-def _guard_response(response: Any, kind: Any, settings: Settings) -> Any:
-    guarded = _guard_of(response)
-    if guarded is None:
-        stream = response.stream
-        if hasattr(response, "_on_close"):  # Up to httpx 0.17.
-            close = functools.partial(response._on_close, response)
-            guarded = kind(stream, close, settings)
-            response._on_close = guarded.on_close
-        else:
-            guarded = kind(stream, _pool.close_method(stream, kind.is_async), settings)
-            response.stream = guarded
-    return guarded
+def _guard_response(response: Any, kind: Any, settings: Settings, scope: Any) -> None:
+    """Guard the close of `response`, unless that is done. `scope` was open before it."""
+    try:
+        if response.is_closed:
+            return
+        guarded = _guard_of(response)
+        if guarded is None:
+            stream = response.stream
+            if getattr(response, "_on_close", None) is not None:  # Up to httpx 0.17.
+                close = functools.partial(response._on_close, response)  # type: Callable[[], Any]
+                guarded = kind(stream, close, settings)
+                response._on_close = guarded.on_close
+            else:
+                close = _pool.close_method(stream, kind.is_async)
+                guarded = response.stream = kind(stream, close, settings)
+        now = _closing.innermost_scope() if kind.is_async else None
+        if now is not scope:
+            guarded.own_scope = _closing.outermost_within(now, scope)
+        _enclosing_opened().append(response)
+    except Exception:
+        _pool.fall_back()
 
 
 def _guard_of(response: Any) -> Any:
@@ -240,12 +248,20 @@ class _Rescue:
         self.exc = exc
         self.settings = settings
         self.request = kwargs.get("request", args[-1] if args else None)
+        self.closers = []  # type: List[Callable[[], Any]]
+        self.scoped = []  # type: List[Tuple[Callable[[], Any], Any]]
+        self.phase = ""
+        try:
+            self._examine(opened, is_async)
+        except Exception:
+            _pool.fall_back()
+
+    def _examine(self, opened: List[Any], is_async: bool) -> None:
+        exc, settings = self.exc, self.settings
         frames = _pool.frames_of(exc, _GUARDS)
         responses = _open_responses(opened, frames)
         streams = [getattr(response, "stream", response) for response in responses]
         exchanges = _pool.exchanges_in(frames, streams)
-        self.closers = []  # type: List[Callable[[], Any]]
-        self.scoped = []  # type: List[Tuple[Callable[[], Any], Any]]
         for response in responses:
             closer = _closer_of(response, is_async, settings.close_timeout)
             scope = getattr(_guard_of(response), "own_scope", None)
@@ -254,7 +270,6 @@ class _Rescue:
             else:
                 self.scoped.append((closer, scope))
         self.closers += _pool.settle(exchanges)
-        self.phase = ""  # type: str
         if exchanges:
             self.phase = exchanges[-1].phase
         elif responses:
