@@ -3,10 +3,13 @@
     PYTHONPATH=src:. python -m tests.benchmarks.cost            # the table; minutes
     PYTHONPATH=src:. python -m tests.benchmarks.cost --import   # what the import adds
 
-needs valgrind. The instructions of two run lengths are counted in one process, and their difference
-is divided by the difference of the lengths: what start-up and warm-up cost falls out, and the figures
-are the same each time. The clock stands still meanwhile, the garbage collector is off, and nothing
-suspends: transports answer at once, and pools talk to a peer in memory.
+needs valgrind, on x86-64. The instructions of two run lengths are counted, and their difference is
+divided by the difference of the lengths: what start-up and warm-up cost falls out. The clock stands
+still meanwhile, the garbage collector is off, and nothing suspends: transports answer at once, and
+pools talk to a peer in memory. The figures are the same each time. Where objects happen to lie on the
+heap changes a request by a thousand instructions or two, so all variants of a case take turns in one
+process, each several times with a new client, and the medians count; "spread" is how far the figures
+of httpx as it is lie apart.
 
 Compared are: httpx as it is, a bare `wrapt` wrapper around `send` that only awaits, `patch()`, and
 `SafeAsyncClient` (`SafeClient` in the sync half). On a fixed httpx the last two must cost nothing.
@@ -14,13 +17,14 @@ Compared are: httpx as it is, a bare `wrapt` wrapper around `send` that only awa
 
 import argparse
 import asyncio
-import ctypes
-import mmap
 import collections
 import concurrent.futures
+import contextlib
+import ctypes
 import gc
-import glob
+import mmap
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,7 +32,8 @@ import time
 
 MODULE = "tests.benchmarks.cost"
 VARIANTS = ["plain", "wrapper", "patch", "safe"]
-WARM_UP = 1100  # Above 1024 calls Python 3.8 to 3.10 begin to cache lookups.
+ROUNDS = 5
+WARM_UP = 1100  # From 1024 calls on Python 3.8 to 3.10 cache lookups.
 LENGTHS = (20, 60)
 HOST = "https://stub.test"
 
@@ -51,32 +56,39 @@ CASES = [
 
 
 class Valgrind:
-    """Speaks to the valgrind that this process runs in (callgrind.h), on x86-64."""
+    """Asks the valgrind that this process runs in to count, as callgrind.h does."""
 
-    ZERO, START, STOP = 0x43540001, 0x43540004, 0x43540005
-    DUMP = 0x43540000
+    DUMP, START = 0x43540000, 0x43540004
     # mov rax, rdi; xor edx, edx; rol rdi, 3; rol rdi, 13; rol rdi, 61; rol rdi, 51;
     # xchg rbx, rbx; mov rax, rdx; ret
     CODE = bytes.fromhex("4889f831d248c1c70348c1c70d48c1c73d48c1c7334887db4889d0c3")
 
     def __init__(self):
-        self._memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        access = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE, prot=access)
         self._memory.write(self.CODE)
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        function = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(address)
-        self._requests = {
-            request: (ctypes.c_uint64 * 6)(request) for request in (self.ZERO, self.START, self.STOP, self.DUMP)
-        }
-        self._ask = function
+        self._call = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(address)
+        self._dump = (ctypes.c_uint64 * 6)(self.DUMP)
 
-    def ask(self, request):
-        self._ask(self._requests[request])
+    def start(self):
+        self._call((ctypes.c_uint64 * 6)(self.START))
+
+    def stop(self):
+        self._call((ctypes.c_uint64 * 6)(self.START + 1))
+
+    def dump(self):
+        """Write down what was counted since the last time."""
+        self._call(self._dump)
 
 
+@contextlib.contextmanager
 def client_classes(variant):
     import httpx
 
+    client = httpx._client
     classes = httpx.AsyncClient, httpx.Client
+    before = client.AsyncClient.send, client.Client.send
     if variant == "wrapper":
         import wrapt
 
@@ -86,23 +98,27 @@ def client_classes(variant):
         def calling(wrapped, instance, args, kwargs):
             return wrapped(*args, **kwargs)
 
-        wrapt.wrap_function_wrapper(httpx._client, "AsyncClient.send", awaiting)
-        wrapt.wrap_function_wrapper(httpx._client, "Client.send", calling)
+        wrapt.wrap_function_wrapper(client, "AsyncClient.send", awaiting)
+        wrapt.wrap_function_wrapper(client, "Client.send", calling)
+        yield classes
+        client.AsyncClient.send, client.Client.send = before
     elif variant == "patch":
         import httpx_cancel_safe
 
-        httpx_cancel_safe.patch()
+        with httpx_cancel_safe.patched():
+            yield classes
     elif variant == "safe":
         import httpx_cancel_safe
 
-        classes = httpx_cancel_safe.SafeAsyncClient, httpx_cancel_safe.SafeClient
-    return classes
+        yield httpx_cancel_safe.SafeAsyncClient, httpx_cancel_safe.SafeClient
+    else:
+        yield classes
+    assert (client.AsyncClient.send, client.Client.send) == before
 
 
-def make_client(variant, case):
+def make_client(client_class, case):
     from . import fakes
 
-    client_class = client_classes(variant)[0 if case.is_async else 1]
     options = {"follow_redirects": True} if fakes.HTTPX >= (0, 20) else {}
     transport = fakes.transport(case.kind, case.is_async)
     return client_class(transport=transport, trust_env=False, **options)
@@ -130,39 +146,39 @@ def requests_sync(client, case, number):
         assert response.status_code == 200
 
 
-def measure(variant, name):
+def measure(name):
+    """One case, all variants; `count_case` knows what the dumps are."""
     (case,) = [case for case in CASES if case.name == name]
     valgrind = Valgrind()
-    client = make_client(variant, case)
-    loop = asyncio.new_event_loop()
-
-    def requests(number):
-        if case.is_async:
-            return requests_async(client, case, number)
-        requests_sync(client, case, number)
-
-    async def in_one_step():
-        clocks = time.monotonic, time.perf_counter, time.time
-        # The difference of two times would have more or fewer digits each time.
-        time.monotonic = time.perf_counter = time.time = float
-        work = requests(WARM_UP)
-        if work is not None:
-            await work
-        gc.collect()
-        valgrind.ask(valgrind.START)
-        for length in (1,) + LENGTHS:
-            valgrind.ask(valgrind.DUMP)
-            work = requests(length)
-            if work is not None:
-                await work
-        valgrind.ask(valgrind.DUMP)
-        valgrind.ask(valgrind.STOP)
-        time.monotonic, time.perf_counter, time.time = clocks
-
     gc.disable()
-    loop.run_until_complete(in_one_step())
-    loop.run_until_complete(client.aclose()) if case.is_async else client.close()
-    loop.close()
+    for variant in VARIANTS * ROUNDS:
+        with client_classes(variant) as classes:
+            client = make_client(classes[0 if case.is_async else 1], case)
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(in_one_step(client, case, valgrind))
+            loop.run_until_complete(client.aclose()) if case.is_async else client.close()
+            loop.close()
+
+
+async def in_one_step(client, case, valgrind):
+    async def requests(number):
+        if case.is_async:
+            await requests_async(client, case, number)
+        else:
+            requests_sync(client, case, number)
+
+    clocks = time.monotonic, time.perf_counter, time.time
+    # The difference of two times would have more or fewer digits each time.
+    time.monotonic = time.perf_counter = time.time = float
+    await requests(WARM_UP)
+    gc.collect()
+    valgrind.start()
+    for length in (1,) + LENGTHS:
+        valgrind.dump()
+        await requests(length)
+    valgrind.dump()
+    valgrind.stop()
+    time.monotonic, time.perf_counter, time.time = clocks
 
 
 # -- In the process that measures --------------------------------------------------------------
@@ -181,39 +197,36 @@ def total(path):
     raise ValueError("no total in " + path)
 
 
-def count_case(variant, case, shift=0):
-    """Instructions a request, in a process of its own."""
+def count_case(case):
+    """Instructions a request for each variant, in a process of its own."""
     with tempfile.TemporaryDirectory() as directory:
         out = os.path.join(directory, "out")
         subprocess.check_output(
-            ["setarch", "-R", "valgrind", "--tool=callgrind", "--instr-atstart=no"]
-            + ["--callgrind-out-file=" + out, sys.executable, "-c"]
-            + [
-                "junk = [bytes(8 * (i % 60)) for i in range({})]; import {} as cost; "
-                "cost.measure({!r}, {!r})".format(shift, MODULE, variant, case.name)
-            ],
+            ["valgrind", "--tool=callgrind", "--instr-atstart=no", "--callgrind-out-file=" + out]
+            + [sys.executable, "-c", "import {0}; {0}.measure({1!r})".format(MODULE, case.name)],
             env=environment(),
             stderr=subprocess.STDOUT,
         )
-        # .1 is what came before the first mark, .2 a first request, then one a run length.
-        shorter, longer = (total("%s.%d" % (out, part)) for part in (3, 4))
-    return (longer - shorter) / (LENGTHS[1] - LENGTHS[0])
+        counts = {variant: [] for variant in VARIANTS}
+        for place, variant in enumerate(VARIANTS * ROUNDS):
+            # Four dumps each: what came before, a first request, then one a run length.
+            parts = ["%s.%d" % (out, 4 * place + part) for part in (3, 4)]
+            shorter, longer = map(total, parts)
+            counts[variant].append((longer - shorter) / (LENGTHS[1] - LENGTHS[0]))
+        return counts
 
 
 def table(cases, jobs):
+    print("| instructions a request | httpx | spread | bare wrapper | patch() | Safe client |", end="")
+    print(" patch() / wrapper | Safe / wrapper |")
+    print("| --- |" + " --- |" * 7, flush=True)
     with concurrent.futures.ThreadPoolExecutor(jobs) as executor:
-        futures = {
-            (case, variant): executor.submit(count_case, variant, case)
-            for case in cases
-            for variant in VARIANTS
-        }
-        print("| instructions a request | httpx | bare wrapper | patch() | Safe client |", end="")
-        print(" patch() / wrapper | Safe / wrapper |")
-        print("| --- |" + " --- |" * 6, flush=True)
-        for case in cases:
-            plain, wrapper, patch, safe = (futures[case, name].result() for name in VARIANTS)
+        for case, counts in zip(cases, executor.map(count_case, cases)):
+            medians = (statistics.median(counts[name]) for name in VARIANTS)
+            plain, wrapper, patch, safe = medians
+            spread = max(counts["plain"]) - min(counts["plain"])
             wrapper, patch, safe = wrapper - plain, patch - plain, safe - plain
-            cells = ["{:,.0f}".format(plain)]
+            cells = ["{:,.0f}".format(plain), "{:,.0f}".format(spread)]
             cells += ["{:+,.0f}".format(extra) for extra in (wrapper, patch, safe)]
             cells += ["{:.2f}".format(extra / wrapper) for extra in (patch, safe)]
             print("| " + " | ".join([case.name] + cells) + " |", flush=True)
@@ -247,17 +260,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--import", action="store_true", dest="imports")
     parser.add_argument("--jobs", type=int, default=2, metavar="N")
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("cases", nargs="*", help="all, or some of: " + ", ".join(c.name for c in CASES))
+    parser.add_argument("cases", nargs="*", help="all, or some of: " + "; ".join(c.name for c in CASES))
     options = parser.parse_args()
-    if options.measure:
-        variant, name = options.measure
-        (case,) = [case for case in CASES if case.name == name]
-        measure(variant, case, lambda: print("ready", flush=True), sys.stdin.readline)
-    elif options.imports:
+    if options.imports:
         import_table(options.jobs)
     else:
-        table([case for case in CASES if not options.cases or case.name in options.cases], options.jobs)
+        chosen = [case for case in CASES if not options.cases or case.name in options.cases]
+        table(chosen, options.jobs)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ def make_client(
     base,
     verify,
     limit=1,
+    keepalive=None,
     http2=False,
     proxy=None,
     uds=None,
@@ -70,7 +71,8 @@ def make_client(
     **options
 ):
     """An AsyncClient of class `base` that follows redirects and ignores the environment."""
-    limits = httpx.Limits(max_connections=limit, max_keepalive_connections=limit)
+    keepalive = limit if keepalive is None else keepalive
+    limits = httpx.Limits(max_connections=limit, max_keepalive_connections=keepalive)
     options.update(
         verify=verify,
         http2=http2,
