@@ -21,14 +21,17 @@ _background: Set[Any] = set()
 
 def library() -> str:
     """Return which async library runs this code: "asyncio", "trio", or "" for none."""
-    if "trio" in sys.modules:
-        import sniffio
+    running = asyncio._get_running_loop() is not None
+    if "trio" not in sys.modules:
+        return "asyncio" if running else ""
+    if running and _current_task() is not None:
+        return "asyncio"  # And not trio as the loop's guest.
+    import sniffio
 
-        try:
-            return sniffio.current_async_library()
-        except sniffio.AsyncLibraryNotFoundError:
-            return ""
-    return "asyncio" if asyncio._get_running_loop() is not None else ""
+    try:
+        return sniffio.current_async_library()
+    except sniffio.AsyncLibraryNotFoundError:
+        return ""
 
 
 def is_cancel(exc: Optional[BaseException]) -> bool:
@@ -153,6 +156,7 @@ class Progress:
     def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         self.coroutine = coroutine
         self.waiting = None  # type: Any
+        self.has_begun = False
         self.is_over = False
 
     def take_over(self, seconds: float) -> Coroutine[Any, Any, None]:
@@ -179,19 +183,31 @@ def uninterrupted(
     at_once: bool = False,
     progress: Optional[Progress] = None,
     own: Any = None,
+    owner: Any = None,
 ) -> Generator[Any, Any, Optional[Effort]]:
     """Run `coroutine` to its end in this task, and keep every cancel from it.
 
     The limit of `seconds` starts with the first cancel, or now with `at_once`. Returns
     None if nothing can have happened. Raises what `coroutine` raises. `progress` tells
-    where to go on, and keeps how far it has come. `own` is the outermost scope that what
-    is closed holds open.
+    where to go on, and keeps how far it has come; `owner` gets one if it has to wait.
+    `own` is the outermost scope that what is closed holds open.
     """
-    progress = progress or Progress(coroutine)
+    outside = innermost_scope()
+    first = None  # type: Any
+    if outside is None and not at_once and progress is None:
+        # No scope to hold back: until it waits nothing can interrupt it.
+        try:
+            first = coroutine.send(None)
+        except StopIteration:
+            return None
+    if progress is None:
+        progress = Progress(coroutine)
+        progress.waiting, progress.has_begun = first, outside is None and not at_once
+    if owner is not None:
+        owner.progress = progress
     if "trio" in sys.modules and library() == "trio":
         return (yield from _on_trio(progress, seconds, own))
     effort = None  # type: Optional[Effort]
-    outside = innermost_scope()
     if at_once or outside is not None:
         effort = Effort(seconds)
         effort.start_timer()
@@ -206,13 +222,13 @@ def uninterrupted(
     waiting = progress.waiting
     try:
         while True:
-            if waiting is None:
+            if waiting is None and not progress.has_begun:
                 if error is None:
                     waiting = coroutine.send(value)
                 else:
                     waiting = coroutine.throw(error)
             value = error = None
-            progress.waiting = waiting
+            progress.waiting, progress.has_begun = waiting, False
             is_future = hasattr(waiting, "_asyncio_future_blocking")
             try:
                 if effort is not None and effort.timed_out:

@@ -14,7 +14,7 @@ See https://github.com/encode/httpx/pull/2156.
 import functools
 import sys
 import time
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import httpx
 
@@ -25,6 +25,10 @@ from ._stats import count, logger
 # Response streams are checked to be of these from httpx 0.18 on.
 _AsyncByteStream = getattr(httpx._client, "AsyncByteStream", object)  # type: Any
 _SyncByteStream = getattr(httpx._client, "SyncByteStream", object)  # type: Any
+_IS_OLD = _AsyncByteStream is object  # A response closes by a callback.
+
+# The responses that each `send` under way has opened, by the frame of its guard.
+_opened = {}  # type: Dict[Optional[int], List[Any]]
 
 
 class Settings:
@@ -43,12 +47,15 @@ def guard_async(wrapped: Callable[..., Any], settings: Settings, single: bool) -
         if not settings.active:
             return await wrapped(*args, **kwargs)
         opened = []  # type: List[Any]
-        scope = None
+        scope = frame = None
         try:
             if single:
                 scope = _closing.innermost_scope()
-            elif args[0].__dict__.get(PREPARED) is not args[0]._transport:
-                prepare(args[0], settings.close_timeout)
+            else:
+                frame = id(sys._getframe())
+                _opened[frame] = opened
+                if args[0].__dict__.get(PREPARED) is not args[0]._transport:
+                    prepare(args[0], settings.close_timeout)
         except Exception:
             _pool.fall_back()
         try:
@@ -62,6 +69,8 @@ def guard_async(wrapped: Callable[..., Any], settings: Settings, single: bool) -
             if isinstance(exc, RuntimeError):
                 raise GeneratorExit from None
             raise
+        finally:
+            _opened.pop(frame, None)
         if single:
             _guard_response(response, AsyncGuardedStream, settings, scope)
         return response
@@ -76,11 +85,10 @@ def guard_sync(wrapped: Callable[..., Any], settings: Settings, single: bool) ->
     def guard(*args: Any, **kwargs: Any) -> Any:
         if not settings.active:
             return wrapped(*args, **kwargs)
-        opened = []  # type: List[Any]
         try:
             response = wrapped(*args, **kwargs)
         except BaseException as exc:
-            _Rescue(exc, settings, opened, args, kwargs, False).run_sync()
+            _Rescue(exc, settings, [], args, kwargs, False).run_sync()
             raise
         if single:
             _guard_response(response, SyncGuardedStream, settings, None)
@@ -95,18 +103,19 @@ _GUARDS = frozenset(
 )
 
 
-def _enclosing_opened() -> List[Any]:
-    """Return the list of open responses of the `send` that this exchange is part of.
+def _note_opened(response: Any) -> None:
+    """Note an open response for the `send` that it is part of, should that be dropped.
 
-    The guard around that `send` is further up the stack, except when an exception was
-    thrown in and caught. (Context variables do not follow tasks on Python 3.6.)
+    Its guard is further up the stack, except when an exception was thrown in and caught.
+    (Context variables do not follow tasks on Python 3.6.)
     """
     frame = sys._getframe(3)  # type: Any
     while frame is not None:
-        if frame.f_code in _GUARDS:
-            return frame.f_locals["opened"]  # type: ignore[no-any-return]
+        found = _opened.get(id(frame))
+        if found is not None:
+            found.append(response)
+            return
         frame = frame.f_back
-    return []
 
 
 def _is_dropped(exc: BaseException) -> bool:
@@ -129,24 +138,27 @@ def _guard_response(response: Any, kind: Any, settings: Settings, scope: Any) ->
         guarded = _guard_of(response)
         if guarded is None:
             stream = response.stream
-            if getattr(response, "_on_close", None) is not None:  # Up to httpx 0.17.
+            if _IS_OLD and response._on_close is not None:
                 close = functools.partial(response._on_close, response)  # type: Callable[[], Any]
                 guarded = kind(stream, close, settings)
                 response._on_close = guarded.on_close
             else:
                 close = _pool.close_method(stream, kind.is_async)
                 guarded = response.stream = kind(stream, close, settings)
-        now = _closing.innermost_scope() if kind.is_async else None
-        if now is not scope:
-            guarded.own_scope = _closing.outermost_within(now, scope)
-        _enclosing_opened().append(response)
+        if kind.is_async:
+            now = _closing.innermost_scope()
+            if now is not scope:
+                guarded.own_scope = _closing.outermost_within(now, scope)
+            _note_opened(response)
     except Exception:
         _pool.fall_back()
 
 
 def _guard_of(response: Any) -> Any:
-    on_close = getattr(response, "_on_close", None)
-    guarded = getattr(on_close, "__self__", getattr(response, "stream", None))
+    if _IS_OLD:
+        guarded = getattr(getattr(response, "_on_close", None), "__self__", None)
+    else:
+        guarded = getattr(response, "stream", None)
     return guarded if isinstance(guarded, _GuardedStream) else None
 
 
@@ -173,15 +185,15 @@ class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):  # type: ignore[misc
         unsettled = _pool.unsettled_exchange(self._stream)
         if unsettled is not None:
             closers += _pool.settle([unsettled])
-        handled = sys.exc_info()[1] and _handled()
+        handled = _handled() if sys.exc_info()[1] is not None else None
         if isinstance(handled, GeneratorExit):
             _closing.in_background(_clean_up(closers, self._settings))
             return
         work = self.close_plainly() if unsettled is None else _close_all(closers)
-        self.progress = _closing.Progress(work)
+        limit = self._settings.close_timeout
         try:
             effort = await _closing.uninterrupted(
-                work, self._settings.close_timeout, False, self.progress, self.own_scope
+                work, limit, own=self.own_scope, owner=self
             )
         except Exception as exc:
             await self._settle_after()

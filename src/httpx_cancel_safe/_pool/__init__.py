@@ -109,10 +109,7 @@ def open_exchange(stream: Any) -> Optional[Any]:
             exchange = books.open_exchange(stream)
             if exchange is not None:
                 return exchange
-            wrapper = stream
-            stream = getattr(wrapper, "_stream", None)
-            if stream is None:
-                stream = getattr(wrapper, "_httpcore_stream", None)
+            stream = _inside(stream)
     except Exception:
         fall_back()
     return None
@@ -120,13 +117,20 @@ def open_exchange(stream: Any) -> Optional[Any]:
 
 def unsettled_exchange(stream: Any) -> Optional[Any]:
     """Return the exchange behind `stream` if closing it would leave something behind."""
-    exchange = open_exchange(stream)
+    books = generation()
     try:
-        if exchange is not None and exchange.is_unsettled():
-            return exchange
+        while books is not None and stream is not None:
+            if type(stream).__name__ == books.STREAM:
+                return books.open_exchange(stream) if books.is_unsettled(stream) else None
+            stream = _inside(stream)
     except Exception:
         fall_back()
     return None
+
+
+def _inside(stream: Any) -> Any:
+    inner = getattr(stream, "_stream", None)
+    return inner if inner is not None else getattr(stream, "_httpcore_stream", None)
 
 
 def fall_back() -> None:

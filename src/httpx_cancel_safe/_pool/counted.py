@@ -12,6 +12,9 @@ from typing import Any, Callable, List, Optional
 from ._common import HALF_OPEN, HANDLE, close_method, is_unfinished, reset_stream, run_now
 
 
+STREAM = "ResponseByteStream"  # What the pool hands out.
+
+
 class Exchange:
     """One request of one pool, as far as its frames show what it had reached."""
 
@@ -30,12 +33,6 @@ class Exchange:
         self.dropped: List[Any] = []  # Idle connections it was taking out for the pool.
         self.body: Any = None  # httpcore's response stream, once there is one.
         self.gave_back = False  # Another request may have the connection by now.
-
-    def is_unsettled(self) -> bool:
-        """Tell whether closing the response alone would leave something behind."""
-        inner = self.connection.connection
-        state = getattr(inner, _name(inner, "h2_state"), None)
-        return is_unfinished(state, self.stream_id)
 
     def settle(self, closers: List[Callable[[], Any]]) -> None:
         closers += [close_method(socket) for socket in self.sockets + self.dropped]
@@ -155,6 +152,20 @@ def read(frames: List[Any]) -> List[Exchange]:
     return found
 
 
+def is_unsettled(stream: Any) -> bool:
+    """Tell whether closing this stream alone would leave something behind: HTTP/2's may."""
+    inner = stream.connection.connection
+    state = getattr(inner, _name(inner, "h2_state"), None)
+    return state is not None and is_unfinished(state, _stream_id(stream))
+
+
+def _stream_id(stream: Any) -> Any:
+    close = getattr(stream.stream, "_aclose_func", None)
+    if close is None:
+        close = getattr(stream.stream, "_close_func", None)
+    return getattr(getattr(close, "__self__", None), "stream_id", None)
+
+
 def open_exchange(stream: Any) -> Optional[Exchange]:
     """Return the exchange that a pool's `ResponseByteStream` serves; None for others."""
     pool = getattr(getattr(stream, "callback", None), "__self__", None)
@@ -164,10 +175,7 @@ def open_exchange(stream: Any) -> Optional[Exchange]:
     exchange.owns = True
     exchange.phase = "reading"
     exchange.body = stream.stream
-    close = getattr(stream.stream, "_aclose_func", None) or getattr(
-        stream.stream, "_close_func", None
-    )
-    exchange.stream_id = getattr(getattr(close, "__self__", None), "stream_id", None)
+    exchange.stream_id = _stream_id(stream)
     return exchange
 
 

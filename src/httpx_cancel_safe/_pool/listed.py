@@ -14,6 +14,9 @@ from ._common import HALF_OPEN, HANDLE, close_method, is_unfinished, reset_strea
 from .steady import SteadyMixin
 
 
+STREAM = "ConnectionPoolByteStream"  # What the pool hands out.
+
+
 class Vacant:
     """Stands in for a connection that is gone, until the pool's own housekeeping comes.
 
@@ -69,16 +72,6 @@ class Exchange:
         self.stream: Any = None  # The pool's response stream, once there is one,
         self.body: Any = None  # and the connection's, inside it.
         self.gave_back = False  # Another request may have the connection by now.
-
-    def is_unsettled(self) -> bool:
-        """Tell whether closing the response alone would leave something behind.
-
-        That is a stream which says that it is closed, but was interrupted meanwhile
-        (https://github.com/encode/httpcore/issues/1115), or one of HTTP/2.
-        """
-        if getattr(self.body, "_closed", False):
-            return True
-        return self.h2 is not None and is_unfinished(self.h2._h2_state, self.stream_id)
 
     def settle(self, closers: List[Callable[[], Any]]) -> None:
         if isinstance(getattr(self.pool._pool_lock, "_lock", None), type(threading.Lock())):
@@ -222,6 +215,19 @@ def read(frames: List[Any]) -> List[Exchange]:
             elif function.startswith("_receive"):
                 current.phase = "reading"
     return found
+
+
+def is_unsettled(stream: Any) -> bool:
+    """Tell whether closing this stream alone would leave something behind.
+
+    That is one which says that it is closed, but was interrupted meanwhile
+    (https://github.com/encode/httpcore/issues/1115), or one of HTTP/2 not at its end.
+    """
+    body = stream._stream
+    if getattr(body, "_closed", False):
+        return True
+    stream_id = getattr(body, "_stream_id", None)
+    return stream_id is not None and is_unfinished(body._connection._h2_state, stream_id)
 
 
 def open_exchange(stream: Any) -> Optional[Exchange]:
