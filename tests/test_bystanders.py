@@ -4,6 +4,7 @@ import functools
 import gc
 import itertools
 import os
+import sys
 import random
 
 import anyio
@@ -97,7 +98,9 @@ def run_and_check(servers, backend, http2, limit, body, pool_timeout=10.0, **opt
             result, found = await body(client, url, server)
             faults.extend(found)
             client.event_hooks = {}
-            faults.extend(await check_empty(client, url, server, limit))
+            # On HTTP/2 one request is enough; and in httpcore 0.13 one that reads keeps the others
+            # from reading what has arrived for them.
+            faults.extend(await check_empty(client, url, server, 1 if http2 else limit))
             return result
         finally:
             try:
@@ -128,6 +131,9 @@ def test_neighbour_goes_on(servers, name, way, http2, backend):
     """One request is held open; the other is cancelled at each of its suspension points."""
     if way not in ways_on(backend):
         pytest.skip("trio has scopes only")
+    if http2 and compat.HTTPX < (0, 22):
+        pytest.skip("httpcore before 0.14.4 lets one stream that waits keep the others from reading")
+    http2_problem(http2, backend)
 
     async def cancel_at(k, client, url, server):
         neighbour = Neighbour(client, url, server)
@@ -150,6 +156,14 @@ def test_neighbour_goes_on(servers, name, way, http2, backend):
                 break
     assert k > 2
     assert not faults, "\n".join(faults)
+
+
+def http2_problem(http2, backend):
+    """Skip where httpcore itself cannot do it, with the net or without, cancelled or not."""
+    if http2 and sys.version_info < (3, 8):
+        pytest.skip("a CancelledError is an Exception here: httpcore raises it on all streams")
+    if http2 and backend == "asyncio" and compat.HTTPX < (0, 18):
+        pytest.skip("httpcore before 0.13 leaves TLS transports to the garbage collector")
 
 
 CHAOTIC = ["get", "chunked", "post", "redirect", "digest", "stream-left"]
@@ -196,13 +210,20 @@ async def chaos(backend, url, client, seed, calm=False):
 # whenever there are more workers than places; nothing need be cancelled for that. So none is kept.
 KEEPALIVE = 0 if compat.HTTPX < (0, 21) else None
 
+# In httpcore 0.13 a request does not share an HTTP/2 connection that is still connecting, but waits
+# in vain for a place of its own. So there is one for everybody, and a connection to begin with.
+WARM = (0, 18) <= compat.HTTPX < (0, 21)
+HTTP2_LIMIT = 2 * WORKERS if WARM else 1
+
 
 def run_chaos(servers, backend, http2, seed, calm=False):
     async def body(client, url, server):
+        if http2 and WARM:
+            await SCENARIOS["get"](client, url)
         return None, await chaos(backend, url, client, seed, calm)
 
-    options = {} if http2 else {"keepalive": KEEPALIVE}
-    _, faults = run_and_check(servers, backend, http2, 1 if http2 else 8, body, **options)
+    limit, options = (HTTP2_LIMIT, {}) if http2 else (8, {"keepalive": KEEPALIVE})
+    _, faults = run_and_check(servers, backend, http2, limit, body, **options)
     return faults
 
 
@@ -211,6 +232,7 @@ def run_chaos(servers, backend, http2, seed, calm=False):
 @every_version
 @pytest.mark.parametrize("seed", SEEDS)
 def test_chaos(servers, seed, http2, backend):
+    http2_problem(http2, backend)
     with httpx_cancel_safe.patched():
         faults = run_chaos(servers, backend, http2, seed)
     assert not faults, "\n".join(faults)
@@ -220,6 +242,7 @@ def test_chaos(servers, seed, http2, backend):
 @every_backend
 @every_version
 def test_calm_without_the_net(servers, http2, backend):
+    http2_problem(http2, backend)
     """The same requests, none of them cancelled: what fails in the chaos is due to the cancels."""
     faults = run_chaos(servers, backend, http2, 0, calm=True)
     assert not faults, "\n".join(faults)

@@ -151,16 +151,17 @@ def measure(name):
     (case,) = [case for case in CASES if case.name == name]
     valgrind = Valgrind()
     gc.disable()
-    for variant in VARIANTS * ROUNDS:
+    for place, variant in enumerate(VARIANTS * ROUNDS):
+        warm_up = WARM_UP if place < len(VARIANTS) else WARM_UP // 10
         with client_classes(variant) as classes:
             client = make_client(classes[0 if case.is_async else 1], case)
             loop = asyncio.new_event_loop()
-            loop.run_until_complete(in_one_step(client, case, valgrind))
+            loop.run_until_complete(in_one_step(client, case, valgrind, warm_up))
             loop.run_until_complete(client.aclose()) if case.is_async else client.close()
             loop.close()
 
 
-async def in_one_step(client, case, valgrind):
+async def in_one_step(client, case, valgrind, warm_up):
     async def requests(number):
         if case.is_async:
             await requests_async(client, case, number)
@@ -170,7 +171,7 @@ async def in_one_step(client, case, valgrind):
     clocks = time.monotonic, time.perf_counter, time.time
     # The difference of two times would have more or fewer digits each time.
     time.monotonic = time.perf_counter = time.time = float
-    await requests(WARM_UP)
+    await requests(warm_up)
     gc.collect()
     valgrind.start()
     for length in (1,) + LENGTHS:

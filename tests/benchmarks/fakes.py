@@ -48,7 +48,7 @@ class Body(getattr(httpx, "SyncByteStream", object)):
         pass
 
 
-if HTTPX >= (0, 21):
+if HTTPX >= (0, 20):
 
     class AsyncStub(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request):
@@ -60,7 +60,7 @@ if HTTPX >= (0, 21):
             status, headers, chunks = answer(request.url)
             return httpx.Response(status, headers=headers, stream=Body(chunks))
 
-else:
+elif HTTPX >= (0, 18):
 
     class AsyncStub(httpx.AsyncBaseTransport):
         async def handle_async_request(self, method, url, headers, stream, extensions):

@@ -96,6 +96,8 @@ class Exchange:
                 if not _in_use(pool, other):
                     _vacate(pool, other)
                     closers.append(close_method(other))
+        if connection is not None:
+            _vacate_orphans(pool, closers)
         _serve(pool, closers)
 
     def _find_status(self) -> Any:
@@ -274,6 +276,18 @@ def _vacate(pool: Any, connection: Any) -> None:
             pool._pool[pool._pool.index(connection)] = Vacant()
         else:
             pool._pool.remove(connection)
+
+
+def _vacate_orphans(pool: Any, closers: List[Callable[[], Any]]) -> None:
+    """Restore the rule for what no frame has shown."""
+    used = {id(status.connection) for status in pool._requests}
+    for connection in list(pool._pool):
+        if id(connection) not in used and not connection.is_idle():
+            _vacate(pool, connection)
+            inner = _established(connection)
+            if inner is not None:
+                inner._state = type(inner._state).CLOSED
+                closers.append(close_method(inner))
 
 
 def _serve(pool: Any, closers: List[Callable[[], Any]]) -> None:

@@ -1,0 +1,158 @@
+"""How many requests a second get through while others are cancelled all the time.
+
+    PYTHONPATH=src:. python -m tests.benchmarks.throughput
+
+24 workers share a pool of 8. In the run that is compared with, httpx as it is, and nobody is
+cancelled. Then half of the workers are cancelled at random, as time-outs and clients that hang up
+do, and the other 12 never: with the net, and without it. Counted are the requests that came to
+their end (bystanders' and others'), and the bystanders that failed. Each run is a process of its
+own, against one server; they take turns, and medians are compared.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+
+WORKERS = 24
+POOL = 8
+DELAY = 0.04  # The server's for each answer: the pool is what limits, and not the processor.
+PATIENCE = 4 * DELAY  # The hasty give up after a random time up to this; calm requests take 3 DELAY.
+BODY = b"x" * 2048
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+
+
+async def answer(reader, writer):
+    try:
+        while True:
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(DELAY)
+            writer.write(ANSWER)
+            await writer.drain()
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
+        writer.close()
+
+
+def serve():
+    async def main():
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await asyncio.get_event_loop().run_in_executor(None, sys.stdin.read)
+        os._exit(0)
+
+    asyncio.get_event_loop_policy().new_event_loop().run_until_complete(main())
+
+
+async def chaos(port, seconds, cancels):
+    try:
+        import httpx
+    except ImportError:
+        import httpx2 as httpx
+
+    limits = httpx.Limits(max_connections=POOL, max_keepalive_connections=POOL)
+    timeout = httpx.Timeout(5.0, pool=1.0)
+    client = httpx.AsyncClient(limits=limits, timeout=timeout, trust_env=False)
+    url = "http://127.0.0.1:%d/" % port
+    counts = dict.fromkeys(("steady", "hasty", "cancelled", "failed steady", "failed hasty"), 0)
+    end = time.monotonic() + seconds
+
+    async def worker(number):
+        hasty = cancels and number % 2
+        kind = "hasty" if number % 2 else "steady"
+        dice = random.Random(number)
+        while time.monotonic() < end:
+            try:
+                if hasty:
+                    limit = dice.uniform(0, PATIENCE)
+                    response = await asyncio.wait_for(client.get(url), limit)
+                else:
+                    response = await client.get(url)
+                assert response.content == BODY
+                counts[kind] += 1
+            except asyncio.TimeoutError:
+                counts["cancelled"] += 1
+            except httpx.HTTPError:
+                counts["failed " + kind] += 1
+
+    began = time.monotonic()
+    await asyncio.gather(*[worker(number) for number in range(WORKERS)])
+    counts["seconds"] = time.monotonic() - began
+    counts["left in the pool"] = sum(
+        "IDLE" not in repr(connection) for connection in client._transport._pool.connections
+    )
+    try:
+        await client.aclose()
+    except RuntimeError:
+        pass  # What is left behind.
+    return counts
+
+
+def run(mode, port, seconds, other):
+    command = [other if mode == "other" else sys.executable, "-m", "tests.benchmarks.throughput", "--measure", mode]
+    return json.loads(subprocess.check_output(command + [str(port), str(seconds)]).decode())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--against", metavar="PYTHON", help="one with httpx2, to compare with")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        return serve()
+    if options.measure:
+        mode, port, seconds = options.measure
+        if mode == "net":
+            import httpx_cancel_safe
+
+            httpx_cancel_safe.patch()
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        work = chaos(int(port), float(seconds), mode != "calm")
+        return print(json.dumps(loop.run_until_complete(work)))
+
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.benchmarks.throughput", "--serve"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    port = int(server.stdout.readline())
+    names = {
+        "calm": "httpx, nothing is cancelled",
+        "net": "half are cancelled, with the net",
+        "none": "half are cancelled, httpx as it is",
+    }
+    if options.against:
+        names["other"] = "half are cancelled, httpx2"
+    runs = {mode: [] for mode in names}
+    for _ in range(options.rounds):
+        for mode in names:
+            runs[mode].append(run(mode, port, options.seconds, options.against))
+    rate = {}
+    print("| | finished a second | of which bystanders' | cancelled a second |", end="")
+    print(" failed bystanders | left in the pool |\n| --- |" + " --- |" * 5)
+    for mode, name in names.items():
+        median = lambda value: statistics.median(value(one) for one in runs[mode])  # noqa: E731
+        rate[mode] = median(lambda one: (one["steady"] + one["hasty"]) / one["seconds"])
+        cells = ["%.0f" % rate[mode]]
+        cells.append("%.0f" % median(lambda one: one["steady"] / one["seconds"]))
+        cells.append("%.0f" % median(lambda one: one["cancelled"] / one["seconds"]))
+        cells.append("%d" % sum(one["failed steady"] for one in runs[mode]))
+        cells.append("%d" % max(one["left in the pool"] for one in runs[mode]))
+        print("| %s | " % name + " | ".join(cells) + " |")
+    print("with the net / nothing cancelled: %.2f" % (rate["net"] / rate["calm"]))
+    server.stdin.close()
+    server.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What has to be on httpx's methods after each step, from how the tools work, and the sequences.
+
+A method is a list of layers, the innermost first. How tools take themselves off:
+
+- "top": they take off what is on top, be it theirs or not;
+- "to saved": they put back what was there when they were put on;
+- "own": what they change is not what we change.
+"""
+
+import itertools
+
+METHODS = ("send", "_send_single_request")
+STEPS = ("ours", "-ours", "theirs", "-theirs")
+
+
+def sequences(tool, length=4):
+    """All that make sense and are no beginning of another."""
+    found = []
+    for steps in itertools.product(STEPS, repeat=length):
+        ours = theirs = False
+        for before, step in zip((None,) + steps, steps):
+            if step == before or (step == "-ours" and not ours):
+                break
+            if step == "theirs" and theirs or step == "-theirs" and not (theirs and tool.removes):
+                break
+            ours = step == "ours" or ours and step != "-ours"
+            theirs = step == "theirs" or theirs and step != "-theirs"
+        else:
+            found.append(" ".join(steps))
+    return found + list(tool.extra)
+
+
+class Model:
+    def __init__(self, tool):
+        self.tool = tool
+        self.active = False
+        self.on = False  # Theirs, as they see it.
+        self.methods = {name: [] for name in METHODS}
+        self.imported = None
+
+    def take(self, step):
+        getattr(self, "_" + step.replace("-", "not_"))()
+
+    def _ours(self):
+        self.active = True
+        for layers in self.methods.values():
+            if "ours" not in layers:
+                layers.append("ours")
+
+    def _not_ours(self):
+        self.active = False
+        for layers in self.methods.values():
+            if layers and layers[-1] == "ours":
+                layers.pop()
+
+    def _import(self):
+        if self.imported is None:
+            self.imported = list(self.methods[self.tool.touches])
+
+    def _theirs(self):
+        self.on = True
+        if self.tool.touches is None:
+            return
+        self._saved = list(self.methods[self.tool.touches])
+        if getattr(self.tool, "keeps_from_import", False):
+            self._import()
+            self.methods[self.tool.touches] = list(self.imported)
+        self.methods[self.tool.touches].append("theirs")
+
+    def _not_theirs(self):
+        self.on = False
+        if self.tool.removes == "top":
+            self.methods[self.tool.touches].pop()
+        elif self.tool.removes == "to saved":
+            self.methods[self.tool.touches] = list(self._saved)
+
+    @property
+    def guards(self):
+        return {name: layers.count("ours") for name, layers in self.methods.items()}
+
+    @property
+    def is_patched(self):
+        return self.active and all(self.guards.values())
+
+    @property
+    def effects(self):
+        """How often theirs acts on a request."""
+        if self.tool.touches is None or self.tool.removes is None:
+            return int(self.on)
+        return self.methods[self.tool.touches].count("theirs")
