@@ -17,7 +17,7 @@ from .support import compat
 from .support.cancelling import WAYS, cancelled_at, cut_short, run, ways_on
 from .support.scenarios import SCENARIOS
 from .support.servers import serve
-from .support.sweep import Noise, say, target
+from .support.sweep import Noise, no_gc, say, target
 
 SEEDS = range(int(os.environ.get("CHAOS_SEEDS", "20")))
 WORKERS = 12
@@ -108,13 +108,13 @@ def run_and_check(servers, backend, http2, limit, body, pool_timeout=10.0, **opt
             except RuntimeError as exc:
                 faults.append("closing the client: " + say(exc))
 
-    gc.collect()
+    gc.collect(1)  # The rest is frozen: see no_gc().
     with Noise() as noise:
         result = run(noise, backend, main)
         if not server.wait_closed_to(0, 2):
             faults.append("the server still holds a connection")
             server.drop_connections()
-        gc.collect()
+        gc.collect(1)
         faults.extend(noise.take())
     if http2:
         faults.extend("server: %r" % exc for exc in server.protocol_errors)
@@ -145,7 +145,7 @@ def test_neighbour_goes_on(servers, name, way, http2, backend):
         return cancelled, ["neighbour: " + neighbour.fault] if neighbour.fault else []
 
     faults = []
-    with httpx_cancel_safe.patched():
+    with httpx_cancel_safe.patched(), no_gc():
         for k in range(1, 500):
             body = functools.partial(cancel_at, k)
             cancelled, found = run_and_check(
@@ -223,7 +223,8 @@ def run_chaos(servers, backend, http2, seed, calm=False):
         return None, await chaos(backend, url, client, seed, calm)
 
     limit, options = (HTTP2_LIMIT, {}) if http2 else (8, {"keepalive": KEEPALIVE})
-    _, faults = run_and_check(servers, backend, http2, limit, body, **options)
+    with no_gc():
+        _, faults = run_and_check(servers, backend, http2, limit, body, **options)
     return faults
 
 

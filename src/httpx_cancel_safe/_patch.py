@@ -2,9 +2,12 @@
 
 import contextlib
 import os
+import sys
 import threading
+import types
 import warnings
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+import weakref
+from typing import Any, Iterator, List, Optional, Tuple
 
 from ._releases import UnsupportedHTTPXError, is_affected
 from ._stats import logger
@@ -14,7 +17,8 @@ SWITCH = "HTTPX_CANCEL_SAFE"
 
 _lock = threading.Lock()
 _settings = None  # type: Any  # Of all guards; made once, as some stay in foreign hands.
-_installed = {}  # type: Dict[Tuple[type, str], Any]  # The guard of each method.
+# The guards that `patch()` made. Some tools bring an older one back: it works as well.
+_made = weakref.WeakSet()  # type: Any
 
 
 def read_switch() -> Optional[bool]:
@@ -99,7 +103,7 @@ def patch(*, close_timeout: float = 5.0) -> bool:
     with _lock:
         if _settings is None:
             _settings = _send.Settings(seconds)
-        was_active = _settings.active and bool(_installed)
+        was_active = _settings.active and bool(_made)
         changed = not was_active
         _settings.close_timeout = seconds
         _settings.active = True
@@ -108,14 +112,15 @@ def patch(*, close_timeout: float = 5.0) -> bool:
             (httpx._client.Client, _send.guard_sync),
         ):
             for name in METHODS:
-                key = (owner, name)
                 current = owner.__dict__[name]
-                if key not in _installed or not _holds(current, _installed[key]):
-                    if was_active:
-                        logger.warning("%s had lost the net: somebody took it off", name)
-                    _installed[key] = guard(current, _settings, name != "send")
-                    setattr(owner, name, _installed[key])
-                    changed = True
+                if _is_guarded(current):
+                    continue
+                if was_active:
+                    logger.warning("%s had lost the net: somebody took it off", name)
+                wrapper = guard(current, _settings, name != "send")
+                _made.add(wrapper)
+                setattr(owner, name, wrapper)
+                changed = True
         if changed:
             logger.info("in place for httpx %s", httpx.__version__)
     return True
@@ -130,10 +135,9 @@ def unpatch() -> None:
         if _settings is None:
             return
         _settings.active = False
-        for (owner, name), wrapper in list(_installed.items()):
-            if owner.__dict__[name] is wrapper:
-                setattr(owner, name, wrapper.__wrapped__)
-                del _installed[owner, name]
+        for owner, name in _methods():
+            while _is_ours(owner.__dict__[name]):
+                setattr(owner, name, owner.__dict__[name].__wrapped__)
 
 
 def is_patched() -> bool:
@@ -142,11 +146,7 @@ def is_patched() -> bool:
         return (
             _settings is not None
             and _settings.active
-            and bool(_installed)
-            and all(
-                _holds(owner.__dict__.get(name), wrapper)
-                for (owner, name), wrapper in _installed.items()
-            )
+            and all(_is_guarded(owner.__dict__[name]) for owner, name in _methods())
         )
 
 
@@ -215,5 +215,17 @@ def layers(function: Any) -> List[Any]:
     return found
 
 
-def _holds(function: Any, wrapper: Any) -> bool:
-    return any(layer is wrapper for layer in layers(function))
+def _methods() -> List[Tuple[Any, str]]:
+    client = sys.modules["httpx._client"]
+    return [
+        (owner, name) for owner in (client.AsyncClient, client.Client) for name in METHODS
+    ]
+
+
+def _is_ours(function: Any) -> bool:
+    # By type(): wrapt's proxies say that they are what they wrap.
+    return type(function) is types.FunctionType and function in _made
+
+
+def _is_guarded(function: Any) -> bool:
+    return any(_is_ours(layer) for layer in layers(function))

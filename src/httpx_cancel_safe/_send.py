@@ -14,6 +14,7 @@ See https://github.com/encode/httpx/pull/2156.
 import functools
 import sys
 import time
+import types
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import httpx
@@ -39,13 +40,21 @@ class Settings:
         self.active = True
 
 
+def _as_function(wrapped: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what calls `wrapped` as a method; wrapt's wrappers have to be bound first."""
+    if type(wrapped) is types.FunctionType:
+        return wrapped
+    return lambda self, *args, **kwargs: wrapped.__get__(self, type(self))(*args, **kwargs)
+
+
 def guard_async(wrapped: Callable[..., Any], settings: Settings, single: bool) -> Any:
     """Return a guard around `send`, or around `_send_single_request` if `single`."""
+    call = _as_function(wrapped)
 
     @functools.wraps(wrapped)
     async def guard(*args: Any, **kwargs: Any) -> Any:
         if not settings.active:
-            return await wrapped(*args, **kwargs)
+            return await call(*args, **kwargs)
         opened = []  # type: List[Any]
         scope = frame = None
         try:
@@ -59,7 +68,7 @@ def guard_async(wrapped: Callable[..., Any], settings: Settings, single: bool) -
         except Exception:
             _pool.fall_back()
         try:
-            response = await wrapped(*args, **kwargs)
+            response = await call(*args, **kwargs)
         except BaseException as exc:
             # No local name for the rescue: it would hold the frame that holds it.
             if not _is_dropped(exc):
@@ -80,13 +89,14 @@ def guard_async(wrapped: Callable[..., Any], settings: Settings, single: bool) -
 
 def guard_sync(wrapped: Callable[..., Any], settings: Settings, single: bool) -> Any:
     """The same for the sync client, where only an exception can interrupt."""
+    call = _as_function(wrapped)
 
     @functools.wraps(wrapped)
     def guard(*args: Any, **kwargs: Any) -> Any:
         if not settings.active:
-            return wrapped(*args, **kwargs)
+            return call(*args, **kwargs)
         try:
-            response = wrapped(*args, **kwargs)
+            response = call(*args, **kwargs)
         except BaseException as exc:
             _Rescue(exc, settings, [], args, kwargs, False).run_sync()
             raise

@@ -31,7 +31,7 @@ LOST = 0.5  # Seconds after which a cancel has been swallowed, and is sent again
 WAYS = ["once", "twice", "timeout", "scope"]
 
 Tenth = collections.namedtuple(
-    "Tenth", "cancelled finished failed lost answered tasks files memory objects seconds"
+    "Tenth", "cancelled finished failed lost answered tasks files memory objects failures seconds"
 )
 
 
@@ -96,6 +96,7 @@ class Counts:
     def __init__(self, to_cancel):
         self.to_cancel = to_cancel
         self.tries = self.cancelled = self.finished = self.failed = self.lost = 0
+        self.failures = collections.Counter()
 
 
 async def request(client, url, path, stream, counts):
@@ -116,9 +117,12 @@ async def request(client, url, path, stream, counts):
             await client.get(url + path)
         done = True
         counts.finished += 1
-    except httpx.HTTPError:
+    except (anyio.get_cancelled_exc_class(), asyncio.CancelledError):
+        raise  # An Exception on Python 3.6 and 3.7.
+    except Exception as exc:
         done = True
         counts.failed += 1
+        counts.failures[repr(exc)] += 1
     finally:
         if not done:
             counts.cancelled += 1
@@ -183,7 +187,7 @@ async def cancel_many(client, url, dice, counts, ways):
 async def is_answered(client, url):
     try:
         return (await client.get(url + "/")).status_code == 200
-    except httpx.HTTPError:
+    except Exception:
         return False
 
 
@@ -247,6 +251,7 @@ def soak(url, requests, tenths=10, backends=("asyncio", "trio"), seed=0):
                 open_files(),
                 memory(),
                 found,
+                sum((one.failures for one in all_counts), collections.Counter()),
                 time.perf_counter() - began
             )
     finally:
@@ -290,9 +295,10 @@ def main():
     print("| cancelled | finished | failed | swallowed | next request | tasks | files | MB | objects | s |")
     print("| --- |" + " --- |" * 9)
     with server() as url:
-        first, cancelled = None, 0
+        first, cancelled, failures = None, 0, collections.Counter()
         for tenth in soak(url, options.requests, backends=backends):
             first = first or tenth
+            failures += tenth.failures
             cancelled += tenth.cancelled
             cells = ["{:,}".format(n) for n in (cancelled,) + tenth[1:4]]
             cells += ["answered" if tenth.answered else "PoolTimeout"]
@@ -300,6 +306,7 @@ def main():
             cells += ["{:,}".format(sum(tenth.objects.values())), "%.0f" % tenth.seconds]
             print("| " + " | ".join(cells) + " |", flush=True)
     print("grown since the first tenth:", dict(growth(first, tenth).most_common(8)) or "nothing")
+    print("failures:", dict(failures) or "none")
     if not options.no_net:
         print(httpx_cancel_safe.stats())
 

@@ -394,7 +394,7 @@ class Subclass(Tool):
         self._class = None
         self._sent = 0
 
-    def put_on(tool):  # noqa: N805
+    def put_on(tool):
         class Client(httpx.AsyncClient):
             async def send(self, *args, **kwargs):
                 tool._sent += 1

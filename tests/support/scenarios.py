@@ -173,7 +173,7 @@ async def send_read_aclose(client, url):
         await response.aclose()
 
 
-@scenario("large", stride=9)
+@scenario("large", stride=19)
 async def large(client, url):
     expect(await client.get(url + "/large"), LARGE)
 

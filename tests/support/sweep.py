@@ -392,7 +392,7 @@ def _current_task(loop):
 
 
 @contextlib.contextmanager
-def _no_gc():
+def no_gc():
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -435,7 +435,7 @@ class Sweep:
 
     def go(self):
         result = Result(self.scenario.name, self.mode)
-        with Noise() as noise, _no_gc():
+        with Noise() as noise, no_gc():
             # Once without a cancel: what goes wrong now is no leak but a broken test.
             plain = self.run_once(0, noise)
             assert not plain.faults, plain.faults
