@@ -14,12 +14,12 @@ import pytest
 import httpx_cancel_safe
 
 from .support import compat
-from .support.cancelling import WAYS, cancelled_at, cut_short, run, ways_on
+from .support.cancelling import cancelled_at, cut_short, run, ways_on
 from .support.scenarios import SCENARIOS
 from .support.servers import serve
 from .support.sweep import Noise, no_gc, say, target
 
-SEEDS = range(int(os.environ.get("CHAOS_SEEDS", "20")))
+SEEDS = range(int(os.environ.get("CHAOS_SEEDS", "4")))
 WORKERS = 12
 REQUESTS = 6  # Each worker makes so many, however long it takes.
 
@@ -125,8 +125,8 @@ def run_and_check(servers, backend, http2, limit, body, pool_timeout=10.0, **opt
 @needs_net
 @every_backend
 @every_version
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["get", "post", "redirect", "stream-left"])
+@pytest.mark.parametrize("way", ["once", "twice-3", "scope"])
+@pytest.mark.parametrize("name", ["get", "redirect", "stream-left"])
 def test_neighbour_goes_on(servers, name, way, http2, backend):
     """One request is held open; the other is cancelled at each of its suspension points."""
     if way not in ways_on(backend):

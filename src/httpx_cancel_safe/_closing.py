@@ -192,6 +192,7 @@ def uninterrupted(
     where to go on, and keeps how far it has come; `owner` gets one if it has to wait.
     `own` is the outermost scope that what is closed holds open.
     """
+    at_once = at_once and bool(library())  # Without a loop there is no timer.
     outside = innermost_scope()
     first = None  # type: Any
     if outside is None and not at_once and progress is None:

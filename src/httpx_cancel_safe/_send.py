@@ -203,9 +203,11 @@ class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):  # type: ignore[misc
         limit = self._settings.close_timeout
         try:
             effort = await _closing.uninterrupted(
-                work, limit, own=self.own_scope, owner=self
+                work, limit, handled is not None, own=self.own_scope, owner=self
             )
-        except Exception as exc:
+        except GeneratorExit:
+            raise
+        except BaseException as exc:
             await self._settle_after()
             if handled is None:
                 raise
