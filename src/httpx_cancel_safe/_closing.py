@@ -169,6 +169,7 @@ async def _take_over(progress: Progress, seconds: float) -> None:
     try:
         await uninterrupted(progress.coroutine, seconds, True, progress)
     except BaseException:
+        progress.coroutine.close()
         logger.warning("a clean-up failed", exc_info=True)
 
 
@@ -350,7 +351,7 @@ def innermost_scope() -> Any:
     if "trio" in modules and library() == "trio":
         status = modules["trio"].lowlevel.current_task()._cancel_status
         return getattr(status, "_scope", None)
-    if "anyio._backends._asyncio" not in modules:
+    if "anyio._backends._asyncio" not in modules or asyncio._get_running_loop() is None:
         return None  # Nobody can have entered one.
     state = _task_state()
     return None if state is None else state.cancel_scope

@@ -383,13 +383,15 @@ async def _clean_up(
 
     A cancel that was held back is let go on, unless `exc` already is one.
     """
+    work = _close_all(closers)
     try:
         effort = await _closing.uninterrupted(
-            _close_all(closers), settings.close_timeout, True, None, own
+            work, settings.close_timeout, True, None, own
         )
     except GeneratorExit:
         raise
     except BaseException as failure:
+        work.close()
         _report_failure(failure)
         return
     if effort is not None:
