@@ -1,5 +1,6 @@
 """The report header, and a net that never outlives a test."""
 
+import os
 import pathlib
 import platform
 
@@ -29,6 +30,26 @@ if RELEASE < (0, 15) or not hasattr(httpx, "AsyncClient"):
     tests = pathlib.Path(__file__).parent.glob("test_*.py")
     without_client = ("test_auto.py", "test_releases.py", "test_report.py", "test_service.py")
     collect_ignore = [test.name for test in tests if test.name not in without_client]
+
+
+# Minutes a cell: the whole sweep, the chaos and the soak run where SLOW=1 asks for them.
+SLOW_FILES = ("test_bystanders.py", "test_soak.py", "test_cost.py")
+QUICK_SWEEP = ("test_http1[", "test_safe_client", "test_without")
+
+
+def pytest_collection_modifyitems(config, items):
+    if os.environ.get("SLOW") == "1":
+        return
+    slow = []
+    for item in items:
+        file = pathlib.Path(str(item.fspath)).name
+        if file in SLOW_FILES:
+            slow.append(item)
+        elif file == "test_cancel_sweep.py" and not item.name.startswith(QUICK_SWEEP):
+            slow.append(item)
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
 
 
 def pytest_report_header():
