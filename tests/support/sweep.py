@@ -138,7 +138,10 @@ class Noise(logging.Handler):
         self._warnings.__exit__(*exc_info)
 
     def take(self):
-        seen = self.seen + ["warning: %s" % str(item.message)[:150] for item in self._recorded]
+        # A request body left half-way is the caller's generator: httpcore never closes it.
+        messages = [str(item.message)[:150] for item in self._recorded]
+        messages = [text for text in messages if not text.startswith("Async generator 'tests.")]
+        seen = self.seen + ["warning: " + text for text in messages]
         self.seen = []
         del self._recorded[:]
         return seen
