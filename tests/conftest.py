@@ -3,6 +3,7 @@
 import os
 import pathlib
 import platform
+import sys
 
 import pytest
 
@@ -34,6 +35,7 @@ if RELEASE < (0, 15) or not hasattr(httpx, "AsyncClient"):
 
 # Minutes a cell: the whole sweep, the chaos and the soak run where SLOW=1 asks for them.
 SLOW_FILES = ("test_bystanders.py", "test_soak.py", "test_cost.py")
+TRANSPORTS = ((3, 6), (3, 8), (3, 9))  # The Pythons that run test_custom_transports.py always.
 QUICK_SWEEP = ("test_http1[", "test_safe_client", "test_without")
 
 
@@ -43,7 +45,8 @@ def pytest_collection_modifyitems(config, items):
     slow = []
     for item in items:
         file = pathlib.Path(str(item.fspath)).name
-        if file in SLOW_FILES:
+        here = sys.version_info[:2] in TRANSPORTS
+        if file in SLOW_FILES or (file == "test_custom_transports.py" and not here):
             slow.append(item)
         elif file == "test_cancel_sweep.py" and not item.name.startswith(QUICK_SWEEP):
             slow.append(item)
