@@ -40,6 +40,7 @@ class Exchange:
             self._settle_connection(self.connection, closers)
         if self.enters:
             _return_lost_permits(self.pool)
+            _wake_next(self.pool)
 
     def _settle_connection(self, connection: Any, closers: List[Callable[[], Any]]) -> None:
         pool = self.pool
@@ -233,6 +234,19 @@ def _return_lost_permits(pool: Any) -> None:
     booked = sum(len(connections) for connections in pool._connections.values())
     for _ in range(limit - value - booked):
         run_now(pool._connection_semaphore.release())
+
+
+def _wake_next(pool: Any) -> None:
+    """Let asyncio's semaphore of Python 3.9 and 3.10 wake others again.
+
+    A waiter that is cancelled once it was woken leaves the flag set for ever
+    (https://github.com/python/cpython/issues/90155).
+    """
+    semaphore: Any = getattr(pool._connection_semaphore, "semaphore", None)
+    if semaphore is not None and getattr(semaphore, "_wakeup_scheduled", False):
+        semaphore._wakeup_scheduled = False
+        if semaphore._value > 0:
+            semaphore._wake_up_next()
 
 
 def _expire_later(pool: Any, connection: Any, inner: Any) -> None:

@@ -98,7 +98,11 @@ class Exchange:
                     closers.append(close_method(other))
         if connection is not None:
             _vacate_orphans(pool, closers)
-        _serve(pool, closers)
+        if _is_held(pool):
+            # Who holds the lock may be about to get a connection for itself.
+            closers.append(lambda: _serve_later(pool))
+        else:
+            _serve(pool, closers)
 
     def _find_status(self) -> Any:
         if self.status is None:
@@ -271,8 +275,7 @@ def _make_idle(inner: Any) -> None:
 
 def _vacate(pool: Any, connection: Any) -> None:
     if connection in pool._pool:
-        lock = getattr(pool._pool_lock, "_lock", None)
-        if hasattr(pool, "aclose") and lock is not None and lock.locked():
+        if _is_held(pool):
             pool._pool[pool._pool.index(connection)] = Vacant()
         else:
             pool._pool.remove(connection)
@@ -288,6 +291,20 @@ def _vacate_orphans(pool: Any, closers: List[Callable[[], Any]]) -> None:
             if inner is not None:
                 inner._state = type(inner._state).CLOSED
                 closers.append(close_method(inner))
+
+
+def _is_held(pool: Any) -> bool:
+    """Tell whether a task waits while it holds the lock; in threads it is we who hold it."""
+    lock = getattr(pool._pool_lock, "_lock", None)
+    return hasattr(pool, "aclose") and lock is not None and bool(lock.locked())
+
+
+async def _serve_later(pool: Any) -> None:
+    closers: List[Callable[[], Any]] = []
+    async with pool._pool_lock:
+        _serve(pool, closers)
+    for close in closers:
+        await close()
 
 
 def _serve(pool: Any, closers: List[Callable[[], Any]]) -> None:
