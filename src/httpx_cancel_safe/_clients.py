@@ -1,11 +1,7 @@
 """`SafeAsyncClient` and `SafeClient`: the net for those who do not want a patch."""
 
-import functools
-from typing import Any
-
 import httpx
 
-from ._patch import METHODS
 from ._send import Settings, guard_async, guard_sync
 
 
@@ -24,18 +20,6 @@ class SafeClient(httpx.Client):
     """
 
 
-def _inherited(owner: type, name: str) -> Any:
-    """Return a function that calls the method as `super()` finds it, patched or not."""
-
-    @functools.wraps(getattr(owner, name))
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(super(owner, self), name)(*args, **kwargs)
-
-    return call
-
-
 _settings = Settings(5.0)
-for _owner, _guard in ((SafeAsyncClient, guard_async), (SafeClient, guard_sync)):
-    for _name in METHODS:
-        _method = _guard(_inherited(_owner, _name), _settings, _name != "send")
-        setattr(_owner, _name, _method)
+SafeAsyncClient.send = guard_async(httpx.AsyncClient.send, _settings, SafeAsyncClient)  # type: ignore[method-assign]
+SafeClient.send = guard_sync(httpx.Client.send, _settings, SafeClient)  # type: ignore[method-assign]

@@ -351,15 +351,19 @@ def innermost_scope() -> Any:
     if "trio" in modules and library() == "trio":
         status = modules["trio"].lowlevel.current_task()._cancel_status
         return getattr(status, "_scope", None)
-    if "anyio._backends._asyncio" not in modules or asyncio._get_running_loop() is None:
+    if "anyio._backends._asyncio" not in modules:
         return None  # Nobody can have entered one.
     state = _task_state()
     return None if state is None else state.cancel_scope
 
 
 def _task_state() -> Any:
-    states = getattr(sys.modules["anyio._backends._asyncio"], "_task_states", {})
-    return states.get(_current_task())
+    try:
+        task = _current_task()
+    except RuntimeError:
+        return None  # No loop runs.
+    states = sys.modules["anyio._backends._asyncio"]._task_states
+    return None if task is None else states.get(task)
 
 
 def outermost_within(scope: Any, outside: Any) -> Any:
@@ -423,12 +427,13 @@ _STACK_TYPES = frozenset(
 )
 
 
-def in_background(coroutine: Coroutine[Any, Any, None]) -> None:
+def in_background(coroutine: Coroutine[Any, Any, None], running: str = "") -> None:
     """Run `coroutine`, which must not raise, where its own task can no longer wait.
 
-    Without a running loop it is taken as far as it goes without waiting.
+    `running` names the library where no task runs that could tell. Without any it is
+    taken as far as it goes without waiting.
     """
-    running = library()
+    running = running or library()
     if running == "asyncio":
         task = asyncio.get_event_loop().create_task(coroutine)
         _background.add(task)  # The loop itself keeps no strong reference.

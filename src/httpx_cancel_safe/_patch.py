@@ -7,12 +7,11 @@ import threading
 import types
 import warnings
 import weakref
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional
 
 from ._releases import UnsupportedHTTPXError, is_affected
 from ._stats import logger
 
-METHODS = ("send", "_send_single_request")
 SWITCH = "HTTPX_CANCEL_SAFE"
 
 _lock = threading.Lock()
@@ -111,16 +110,14 @@ def patch(*, close_timeout: float = 5.0) -> bool:
             (httpx._client.AsyncClient, _send.guard_async),
             (httpx._client.Client, _send.guard_sync),
         ):
-            for name in METHODS:
-                current = owner.__dict__[name]
-                if _is_guarded(current):
-                    continue
-                if was_active:
-                    logger.warning("%s had lost the net: somebody took it off", name)
-                wrapper = guard(current, _settings, name != "send")
-                _made.add(wrapper)
-                setattr(owner, name, wrapper)
-                changed = True
+            current = owner.__dict__["send"]
+            if _is_guarded(current):
+                continue
+            if was_active:
+                logger.warning("%s had lost the net: somebody took it off", owner.__name__)
+            owner.send = guard(current, _settings)
+            _made.add(owner.send)
+            changed = True
         if changed:
             logger.info("in place for httpx %s", httpx.__version__)
     return True
@@ -135,9 +132,9 @@ def unpatch() -> None:
         if _settings is None:
             return
         _settings.active = False
-        for owner, name in _methods():
-            while _is_ours(owner.__dict__[name]):
-                setattr(owner, name, owner.__dict__[name].__wrapped__)
+        for owner in _classes():
+            while _is_ours(owner.__dict__["send"]):
+                owner.send = owner.__dict__["send"].__wrapped__
 
 
 def is_patched() -> bool:
@@ -146,7 +143,7 @@ def is_patched() -> bool:
         return (
             _settings is not None
             and _settings.active
-            and all(_is_guarded(owner.__dict__[name]) for owner, name in _methods())
+            and all(_is_guarded(owner.__dict__["send"]) for owner in _classes())
         )
 
 
@@ -215,11 +212,9 @@ def layers(function: Any) -> List[Any]:
     return found
 
 
-def _methods() -> List[Tuple[Any, str]]:
+def _classes() -> List[Any]:
     client = sys.modules["httpx._client"]
-    return [
-        (owner, name) for owner in (client.AsyncClient, client.Client) for name in METHODS
-    ]
+    return [client.AsyncClient, client.Client]
 
 
 def _is_ours(function: Any) -> bool:

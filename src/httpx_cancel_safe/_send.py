@@ -15,21 +15,23 @@ import functools
 import sys
 import time
 import types
+import weakref
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import httpx
 
 from . import _closing, _pool
-from ._pool.steady import PREPARED, prepare
+from ._pool.steady import make_writes_steady
 from ._stats import count, logger
 
 # Response streams are checked to be of these from httpx 0.18 on.
 _AsyncByteStream = getattr(httpx._client, "AsyncByteStream", object)  # type: Any
 _SyncByteStream = getattr(httpx._client, "SyncByteStream", object)  # type: Any
+_no_close = getattr(_AsyncByteStream, "aclose", None)  # Inherited by what needs none.
 _IS_OLD = _AsyncByteStream is object  # A response closes by a callback.
 
-# The responses that each `send` under way has opened, by the frame of its guard.
-_opened = {}  # type: Dict[Optional[int], List[Any]]
+# What watched clients have open, by the frame of the guard around their `send`.
+_opened = {}  # type: Dict[int, List[Any]]
 
 
 class Settings:
@@ -47,70 +49,107 @@ def _as_function(wrapped: Callable[..., Any]) -> Callable[..., Any]:
     return lambda self, *args, **kwargs: wrapped.__get__(self, type(self))(*args, **kwargs)
 
 
-def guard_async(wrapped: Callable[..., Any], settings: Settings, single: bool) -> Any:
-    """Return a guard around `send`, or around `_send_single_request` if `single`."""
+def guard_async(wrapped: Callable[..., Any], settings: Settings, owner: Any = None) -> Any:
+    """Return a guard around the `send` of async clients; `owner`'s calls that of `super()`."""
     call = _as_function(wrapped)
 
     @functools.wraps(wrapped)
-    async def guard(*args: Any, **kwargs: Any) -> Any:
+    async def guard(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not settings.active:
-            return await call(*args, **kwargs)
-        opened = []  # type: List[Any]
-        scope = frame = None
+            return await call(self, *args, **kwargs)
         try:
-            if single:
-                scope = _closing.innermost_scope()
+            is_prepared = self._cancel_safe_prepared is self._transport
+        except AttributeError:
+            is_prepared = False
+        if not is_prepared:
+            _prepare(self, settings)
+        try:
+            if owner is None:
+                response = await call(self, *args, **kwargs)
             else:
-                frame = id(sys._getframe())
-                _opened[frame] = opened
-                if args[0].__dict__.get(PREPARED) is not args[0]._transport:
-                    prepare(args[0], settings.close_timeout)
-        except Exception:
-            _pool.fall_back()
-        try:
-            response = await call(*args, **kwargs)
+                response = await super(owner, self).send(*args, **kwargs)
         except BaseException as exc:
             # No local name for the rescue: it would hold the frame that holds it.
             if not _is_dropped(exc):
-                await _Rescue(exc, settings, opened, args, kwargs).run()
+                await _Rescue(exc, settings, self, args, kwargs).run()
                 raise
-            _closing.in_background(_Rescue(exc, settings, opened, args, kwargs).run())
+            _closing.in_background(_Rescue(exc, settings, self, args, kwargs).run())
             if isinstance(exc, RuntimeError):
                 raise GeneratorExit from None
             raise
         finally:
-            _opened.pop(frame, None)
-        if single:
-            _guard_response(response, AsyncGuardedStream, settings, scope)
+            if _opened:
+                _opened.pop(id(sys._getframe()), None)
+        if not response.is_closed:
+            _guard_response(response, AsyncGuardedStream, settings)
         return response
 
     return guard
 
 
-def guard_sync(wrapped: Callable[..., Any], settings: Settings, single: bool) -> Any:
-    """The same for the sync client, where only an exception can interrupt."""
+def guard_sync(wrapped: Callable[..., Any], settings: Settings, owner: Any = None) -> Any:
+    """Return the same for sync clients, where nothing but an exception can interrupt."""
     call = _as_function(wrapped)
 
     @functools.wraps(wrapped)
-    def guard(*args: Any, **kwargs: Any) -> Any:
+    def guard(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not settings.active:
-            return call(*args, **kwargs)
+            return call(self, *args, **kwargs)
         try:
-            response = call(*args, **kwargs)
+            if owner is None:
+                response = call(self, *args, **kwargs)
+            else:
+                response = super(owner, self).send(*args, **kwargs)
         except BaseException as exc:
-            _Rescue(exc, settings, [], args, kwargs, False).run_sync()
+            _Rescue(exc, settings, self, args, kwargs, False).run_sync()
             raise
-        if single:
-            _guard_response(response, SyncGuardedStream, settings, None)
+        if not response.is_closed:
+            _guard_response(response, SyncGuardedStream, settings)
         return response
 
     return guard
 
 
-# All guards share these: where the frames of an exchange end, seen from outside.
-_GUARDS = frozenset(
-    make(lambda: None, Settings(0), False).__code__ for make in (guard_async, guard_sync)
-)
+def _prepare(client: Any, settings: Settings) -> None:
+    """Do what must be done before the first request of `client` through its transports."""
+    try:
+        client._cancel_safe_prepared = client._transport
+        mounts = getattr(client, "_mounts", None) or getattr(client, "_proxies", {})
+        transports = [client._transport] + list(mounts.values())
+        for pool in _pool.pools_in(transports):
+            make_writes_steady(pool, settings.close_timeout)
+        watched = "_send_single_request" in vars(client)
+        if not watched and not _pool.all_repairable(transports):
+            client._send_single_request = _watch(weakref.ref(client), settings)
+    except Exception:
+        _pool.fall_back()
+
+
+def _watch(client: Any, settings: Settings) -> Any:
+    """Return a `_send_single_request` that guards each response of `client` at once.
+
+    A close of a custom stream that was interrupted cannot be made up for afterwards, and
+    a coroutine that was dropped does not tell what it had open.
+    """
+
+    async def guard(*args: Any, **kwargs: Any) -> Any:
+        scope = _closing.innermost_scope()
+        me = client()
+        response = await type(me)._send_single_request(me, *args, **kwargs)
+        try:
+            if type(response.stream._stream).aclose is _no_close:
+                return response
+        except AttributeError:
+            pass  # Streams of another make.
+        if settings.active:
+            _guard_response(response, AsyncGuardedStream, settings)
+            _note_opened(response)
+            now = _closing.innermost_scope()
+            if now is not scope:
+                _guard_of(response).own_scope = _closing.outermost_within(now, scope)
+        return response
+
+    return guard
 
 
 def _note_opened(response: Any) -> None:
@@ -119,11 +158,10 @@ def _note_opened(response: Any) -> None:
     Its guard is further up the stack, except when an exception was thrown in and caught.
     (Context variables do not follow tasks on Python 3.6.)
     """
-    frame = sys._getframe(3)  # type: Any
+    frame = sys._getframe(2)  # type: Any
     while frame is not None:
-        found = _opened.get(id(frame))
-        if found is not None:
-            found.append(response)
+        if id(frame.f_code) in _GUARDS:
+            _opened.setdefault(id(frame), []).append(response)
             return
         frame = frame.f_back
 
@@ -140,26 +178,19 @@ def _is_dropped(exc: BaseException) -> bool:
     return isinstance(exc, GeneratorExit)
 
 
-def _guard_response(response: Any, kind: Any, settings: Settings, scope: Any) -> None:
-    """Guard the close of `response`, unless that is done. `scope` was open before it."""
+def _guard_response(response: Any, kind: Any, settings: Settings) -> None:
+    """Guard the close of `response`, unless that is done."""
     try:
-        if response.is_closed:
+        if response.is_closed or _guard_of(response) is not None:
             return
-        guarded = _guard_of(response)
-        if guarded is None:
-            stream = response.stream
-            if _IS_OLD and response._on_close is not None:
-                close = functools.partial(response._on_close, response)  # type: Callable[[], Any]
-                guarded = kind(stream, close, settings)
-                response._on_close = guarded.on_close
-            else:
-                close = _pool.close_method(stream, kind.is_async)
-                guarded = response.stream = kind(stream, close, settings)
-        if kind.is_async:
-            now = _closing.innermost_scope()
-            if now is not scope:
-                guarded.own_scope = _closing.outermost_within(now, scope)
-            _note_opened(response)
+        stream = response.stream
+        if _IS_OLD and response._on_close is not None:
+            close = functools.partial(response._on_close, response)  # type: Callable[[], Any]
+            guarded = kind(stream, close, settings)
+            response._on_close = guarded.on_close
+        else:
+            close = _pool.close_method(stream, kind.is_async)
+            guarded = response.stream = kind(stream, close, settings)
     except Exception:
         _pool.fall_back()
 
@@ -208,7 +239,7 @@ class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):  # type: ignore[misc
         except GeneratorExit:
             raise
         except BaseException as exc:
-            await self._settle_after()
+            await self._settle_after(exc)
             if handled is None:
                 raise
             _report_failure(exc)
@@ -222,11 +253,8 @@ class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):  # type: ignore[misc
     async def on_close(self, response: Any) -> None:
         await self.aclose()
 
-    async def _settle_after(self) -> None:
-        exchange = _pool.open_exchange(self._stream)
-        if exchange is not None:
-            exchange.gave_back = True
-            await _clean_up(_pool.settle([exchange]), self._settings)
+    async def _settle_after(self, exc: Optional[BaseException] = None) -> None:
+        await _clean_up(_pool.settle(_exchanges_of(self._stream, exc)), self._settings)
 
 
 class SyncGuardedStream(_GuardedStream, _SyncByteStream):  # type: ignore[misc]
@@ -242,10 +270,7 @@ class SyncGuardedStream(_GuardedStream, _SyncByteStream):  # type: ignore[misc]
         try:
             self.close_plainly()
         except BaseException as exc:
-            exchange = _pool.open_exchange(self._stream)
-            if exchange is not None:
-                exchange.gave_back = True
-                closers += _pool.settle([exchange])
+            closers += _pool.settle(_exchanges_of(self._stream, exc))
             if handled is None:
                 raise
             _report_failure(exc)
@@ -256,6 +281,23 @@ class SyncGuardedStream(_GuardedStream, _SyncByteStream):  # type: ignore[misc]
         self.close()
 
 
+def _exchanges_of(stream: Any, exc: Optional[BaseException]) -> List[Any]:
+    """Return the exchange that the close of `stream` left behind when it ended with `exc`."""
+    found = [] if exc is None else _pool.exchanges_in(_pool.frames_of(exc, _GUARDS), [])
+    exchange = None if found else _pool.open_exchange(stream)
+    if exchange is not None:
+        exchange.gave_back = True
+        found.append(exchange)
+    return found
+
+
+# Where the frames of an exchange end, seen from outside: all guards share these. (By
+# their ids, as code objects compare slowly.)
+_GUARDS = frozenset(
+    id(make(lambda: None, Settings(0)).__code__) for make in (guard_async, guard_sync)
+)
+
+
 class _Rescue:
     """What is left of a request that ended with `exc`. The books are right at once."""
 
@@ -263,7 +305,7 @@ class _Rescue:
         self,
         exc: BaseException,
         settings: Settings,
-        opened: List[Any],
+        client: Any,
         args: Any,
         kwargs: Any,
         is_async: bool = True,
@@ -271,12 +313,13 @@ class _Rescue:
         self.began = time.perf_counter()
         self.exc = exc
         self.settings = settings
-        self.request = kwargs.get("request", args[-1] if args else None)
+        self.client = client
+        self.request = kwargs.get("request", args[0] if args else None)
         self.closers = []  # type: List[Callable[[], Any]]
         self.scoped = []  # type: List[Tuple[Callable[[], Any], Any]]
         self.phase = ""
         try:
-            self._examine(opened, is_async)
+            self._examine(_opened.get(id(sys._getframe(1)), []), is_async)
         except Exception:
             _pool.fall_back()
 
@@ -286,6 +329,8 @@ class _Rescue:
         responses = _open_responses(opened, frames)
         streams = [getattr(response, "stream", response) for response in responses]
         exchanges = _pool.exchanges_in(frames, streams)
+        if not exchanges and _is_dropped(exc):
+            exchanges = _pool.exchanges_of(self.client, self.request)
         for response in responses:
             closer = _closer_of(response, is_async, settings.close_timeout)
             scope = getattr(_guard_of(response), "own_scope", None)

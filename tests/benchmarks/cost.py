@@ -42,6 +42,7 @@ CASES = [
     Case("plain", "stub", "/", False, True),
     Case("streamed", "stub", "/", True, True),
     Case("redirected", "stub", "/redirect", False, True),
+    Case("own aclose()", "closing", "/", False, True),
     Case("pool, HTTP/1.1", "http1", "/", False, True),
     Case("pool, HTTP/2", "http2", "/", False, True),
     Case("sync plain", "stub", "/", False, False),

@@ -33,6 +33,15 @@ class AsyncBody(getattr(httpx, "AsyncByteStream", object)):
         for chunk in self._chunks:
             yield chunk
 
+    if not hasattr(httpx, "AsyncByteStream"):
+
+        async def aclose(self):
+            pass
+
+
+class AsyncClosingBody(AsyncBody):
+    """Nobody can see from outside whether its close could be interrupted."""
+
     async def aclose(self):
         pass
 
@@ -51,9 +60,11 @@ class Body(getattr(httpx, "SyncByteStream", object)):
 if HTTPX >= (0, 20):
 
     class AsyncStub(httpx.AsyncBaseTransport):
+        body = AsyncBody
+
         async def handle_async_request(self, request):
             status, headers, chunks = answer(request.url)
-            return httpx.Response(status, headers=headers, stream=AsyncBody(chunks))
+            return httpx.Response(status, headers=headers, stream=self.body(chunks))
 
     class Stub(httpx.BaseTransport):
         def handle_request(self, request):
@@ -63,9 +74,11 @@ if HTTPX >= (0, 20):
 elif HTTPX >= (0, 18):
 
     class AsyncStub(httpx.AsyncBaseTransport):
+        body = AsyncBody
+
         async def handle_async_request(self, method, url, headers, stream, extensions):
             status, headers, chunks = answer(url)
-            return status, headers, AsyncBody(chunks), {}
+            return status, headers, self.body(chunks), {}
 
     class Stub(httpx.BaseTransport):
         def handle_request(self, method, url, headers, stream, extensions):
@@ -171,9 +184,12 @@ if network is not None:
 
 
 def transport(kind, is_async):
-    """A transport that needs no network: "stub", or a pool of httpcore's, "http1" or "http2"."""
-    if kind == "stub":
-        return AsyncStub() if is_async else Stub()
+    """A transport that needs no network: "stub" or "closing", or a pool of httpcore's, "http1" or "http2"."""
+    if kind in ("stub", "closing"):
+        made = AsyncStub() if is_async else Stub()
+        if kind == "closing":
+            made.body = AsyncClosingBody
+        return made
     http2 = kind == "http2"
     made = (httpx.AsyncHTTPTransport if is_async else httpx.HTTPTransport)(http2=http2)
     made._pool._network_backend = (AsyncBackend if is_async else Backend)(http2)

@@ -1,6 +1,6 @@
-"""What has to be on httpx's methods after each step, from how the tools work, and the sequences.
+"""What has to be on `send` after each step, from how the tools work, and the sequences.
 
-A method is a list of layers, the innermost first. How tools take themselves off:
+Here it is a list of layers, the innermost first. How tools take themselves off:
 
 - "top": they take off what is on top, be it theirs or not;
 - "to saved": they put back what was there when they were put on;
@@ -9,7 +9,6 @@ A method is a list of layers, the innermost first. How tools take themselves off
 
 import itertools
 
-METHODS = ("send", "_send_single_request")
 STEPS = ("ours", "-ours", "theirs", "-theirs")
 
 
@@ -35,7 +34,7 @@ class Model:
         self.tool = tool
         self.active = False
         self.on = False  # Theirs, as they see it.
-        self.methods = {name: [] for name in METHODS}
+        self.layers = []
         self.imported = None
 
     def take(self, step):
@@ -43,48 +42,46 @@ class Model:
 
     def _ours(self):
         self.active = True
-        for layers in self.methods.values():
-            if "ours" not in layers:
-                layers.append("ours")
+        if "ours" not in self.layers:
+            self.layers.append("ours")
 
     def _not_ours(self):
         self.active = False
-        for layers in self.methods.values():
-            if layers and layers[-1] == "ours":
-                layers.pop()
+        if self.layers[-1:] == ["ours"]:
+            self.layers.pop()
 
     def _import(self):
         if self.imported is None:
-            self.imported = list(self.methods[self.tool.touches])
+            self.imported = list(self.layers)
 
     def _theirs(self):
         self.on = True
         if self.tool.touches is None:
             return
-        self._saved = list(self.methods[self.tool.touches])
+        self._saved = list(self.layers)
         if getattr(self.tool, "keeps_from_import", False):
             self._import()
-            self.methods[self.tool.touches] = list(self.imported)
-        self.methods[self.tool.touches].append("theirs")
+            self.layers = list(self.imported)
+        self.layers.append("theirs")
 
     def _not_theirs(self):
         self.on = False
         if self.tool.removes == "top":
-            self.methods[self.tool.touches].pop()
+            self.layers.pop()
         elif self.tool.removes == "to saved":
-            self.methods[self.tool.touches] = list(self._saved)
+            self.layers = list(self._saved)
 
     @property
     def guards(self):
-        return {name: layers.count("ours") for name, layers in self.methods.items()}
+        return self.layers.count("ours")
 
     @property
     def is_patched(self):
-        return self.active and all(self.guards.values())
+        return self.active and self.guards > 0
 
     @property
     def effects(self):
         """How often theirs acts on a request."""
         if self.tool.touches is None or self.tool.removes is None:
             return int(self.on)
-        return self.methods[self.tool.touches].count("theirs")
+        return self.layers.count("theirs")

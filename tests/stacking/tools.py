@@ -305,7 +305,12 @@ class VCR(Tool):
 
 
 class VCR6(VCR):
-    touches = "_send_single_request"
+    """Replaces `_send_single_request`, which nobody else does."""
+
+    touches = None
+    removes = "own"
+    keeps_from_import = False
+    extra = ()
 
 
 class RESPX(Tool):

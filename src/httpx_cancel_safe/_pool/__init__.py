@@ -13,7 +13,7 @@ still running. `settle` does not wait; it returns what is left to close on the n
 
 import functools
 import sys
-from typing import Any, Callable, List, NamedTuple, Optional, Set
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Set
 
 from .. import _stats
 from . import counted, listed
@@ -41,7 +41,7 @@ def generation() -> Any:
 def frames_of(exc: BaseException, guards: Any) -> List[Frame]:
     """Return the frames of httpx, httpcore and below that `exc` came through.
 
-    `guards` are the code objects of our guards. What lies under another guard has been
+    `guards` are the ids of the code objects of our guards. What lies under another guard has been
     seen to there; an exception from before this exchange has gone through one too.
     """
     found: List[Frame] = []
@@ -58,7 +58,7 @@ def frames_of(exc: BaseException, guards: Any) -> List[Frame]:
             traceback = traceback.tb_next  # The guard itself.
         while traceback is not None:
             frame = traceback.tb_frame
-            if frame.f_code in guards:
+            if id(frame.f_code) in guards:
                 if not first:
                     own = []
                 break
@@ -126,6 +126,41 @@ def unsettled_exchange(stream: Any) -> Optional[Any]:
     except Exception:
         fall_back()
     return None
+
+
+def exchanges_of(client: Any, request: Any) -> List[Any]:
+    """Return what `request` has under way in the pools of `client`, as their books tell."""
+    books = generation()
+    if books is not listed:
+        return []
+    return [
+        exchange
+        for pool in pools_in([client._transport] + list(client._mounts.values()))
+        for exchange in listed.exchanges_of(pool, request)
+    ]
+
+
+def all_repairable(transports: List[Any]) -> bool:
+    """Tell whether responses of `transports` can be seen to when a request has ended.
+
+    That is so for pools that list their requests, as long as nothing is around them.
+    """
+    default = getattr(sys.modules["httpx"], "AsyncHTTPTransport", None)
+    return generation() is listed and all(
+        one is None or type(one) is default for one in transports
+    )
+
+
+def pools_in(transports: List[Any]) -> Iterator[Any]:
+    """Yield the pools of httpcore in `transports`, also inside those that wrap others."""
+    pending = list(transports)
+    for one in pending:
+        if hasattr(one, "_network_backend") or hasattr(one, "_add_to_pool"):
+            yield one
+        elif len(pending) < 50:
+            for value in getattr(one, "__dict__", {}).values():
+                if hasattr(value, "handle_async_request") or hasattr(value, "arequest"):
+                    pending.append(value)
 
 
 def _inside(stream: Any) -> Any:

@@ -5,14 +5,16 @@
 that no status refers to, is an orphan.
 """
 
+import asyncio
 import sys
 import threading
 import time
 from typing import Any, Callable, List, Optional
 
+from .. import _closing
+from .._stats import logger
 from ._common import HALF_OPEN, HANDLE, close_method, is_unfinished, reset_stream, run_now
 from .steady import SteadyMixin
-
 
 STREAM = "ConnectionPoolByteStream"  # What the pool hands out.
 
@@ -63,6 +65,7 @@ class Exchange:
         self.phase = "waiting"
         self.owns = False  # It had taken its HTTP/1.1 connection into use.
         self.connects = False  # It was the one that established its connection.
+        self.closing = False  # httpcore was closing its connection, and may have been cut short.
         self.h2: Any = None
         self.stream_id: Optional[int] = None
         self.initiates = False
@@ -71,7 +74,8 @@ class Exchange:
         self.met: List[Any] = []  # Connections it was closing for the pool.
         self.stream: Any = None  # The pool's response stream, once there is one,
         self.body: Any = None  # and the connection's, inside it.
-        self.gave_back = False  # Another request may have the connection by now.
+        self.gave_back = False  # Another request may have the connection by now,
+        self.keeps = False  # unless giving it back was cut short.
 
     def settle(self, closers: List[Callable[[], Any]]) -> None:
         if isinstance(getattr(self.pool._pool_lock, "_lock", None), type(threading.Lock())):
@@ -85,24 +89,18 @@ class Exchange:
         connection = None if status is None else status.connection
         if self.stream is not None:
             self.stream._pool = Settled() if hasattr(pool, "aclose") else SettledSync()
-        listed = status in pool._requests
-        if listed:
+        try:
             pool._requests.remove(status)
+        except ValueError:
+            self.gave_back = True
         closers += [close_method(socket) for socket in self.sockets]
-        if connection is not None and (listed or self.body is None):
+        if connection is not None:
             self._settle_connection(connection, closers)
         for other in self.met:
-            if other is not connection and other.is_closed():
-                if not _in_use(pool, other):
-                    _vacate(pool, other)
-                    closers.append(close_method(other))
-        if connection is not None:
-            _vacate_orphans(pool, closers)
-        if _is_held(pool):
-            # Who holds the lock may be about to get a connection for itself.
-            closers.append(lambda: _serve_later(pool))
-        else:
-            _serve(pool, closers)
+            if other is not connection and other.is_closed() and not _in_use(pool, other):
+                _vacate(pool, other)
+                closers.append(close_method(other))
+        _serve_soon(pool, closers)
 
     def _find_status(self) -> Any:
         if self.status is None:
@@ -113,8 +111,12 @@ class Exchange:
 
     def _settle_connection(self, connection: Any, closers: List[Callable[[], Any]]) -> None:
         inner = _established(connection)
-        in_use = _in_use(self.pool, connection)
-        if hasattr(inner, "_h2_state"):
+        is_h2 = hasattr(inner, "_h2_state")
+        # What one has to itself nobody else can be using.
+        is_own = self.owns and not is_h2 and (self.keeps or not self.gave_back)
+        in_use = not is_own and _in_use(self.pool, connection)
+        was_closed = inner is not None and inner.is_closed() and not self.closing
+        if is_h2:
             self._end_stream(inner, closers)
             if self.is_out_of_step:
                 inner._connection_error = True
@@ -127,7 +129,7 @@ class Exchange:
             gone = not in_use
         elif self.connects:
             gone = True
-        elif self.owns and not self.gave_back and inner._state.name == "ACTIVE":
+        elif is_own and inner._state.name == "ACTIVE":
             gone = True
         elif inner._state.name == "NEW" and in_use:
             # Unused, but only its maker could have begun: httpcore #1093, second shape.
@@ -137,7 +139,7 @@ class Exchange:
             gone = inner.is_closed() or not (in_use or inner.is_idle())
         if gone:
             _vacate(self.pool, connection)
-            if inner is not None:
+            if inner is not None and not was_closed:
                 inner._state = type(inner._state).CLOSED
                 closers.append(close_method(inner))
 
@@ -181,8 +183,9 @@ def read(frames: List[Any]) -> List[Exchange]:
                 current.status = local.get("status")
                 current.request = local.get("request")
             elif hasattr(me, "_status"):
-                current = open_exchange(me) or current
-                found += [current] if current is not None else []
+                known = [exchange for exchange in found if exchange.stream is me]
+                current = known[0] if known else open_exchange(me)
+                found += [] if known or current is None else [current]
             elif current is not None and "connection" in local:
                 current.met.append(local["connection"])
                 if function == "response_closed":
@@ -213,6 +216,11 @@ def read(frames: List[Any]) -> List[Exchange]:
             stream = me._network_stream
             unsteady = local.get("data_to_send") and not isinstance(stream, SteadyMixin)
             current.is_out_of_step = unsteady or getattr(stream, "is_out_of_step", False)
+        if function == "aclose" and current is not None:
+            current.closing = True
+            current.gave_back = current.gave_back or where == "connection_pool"
+        if function == "_response_closed" and where == "http11":
+            current.keeps = True
         if function in HALF_OPEN:
             _note(current, local.get(HALF_OPEN[function]))
         if where in ("http11", "http2") and current.phase != "connecting":
@@ -220,6 +228,18 @@ def read(frames: List[Any]) -> List[Exchange]:
                 current.phase = "sending"
             elif function.startswith("_receive"):
                 current.phase = "reading"
+    return found
+
+
+def exchanges_of(pool: Any, request: Any) -> List[Exchange]:
+    """Return the listed exchanges of a request of httpx; its redirects share extensions."""
+    found = []
+    for status in pool._requests:
+        if status.request.extensions is request.extensions:
+            found.append(Exchange(pool, status))
+    for exchange in found:
+        exchange.owns = True
+        exchange.phase = "reading" if exchange.status.connection else "waiting"
     return found
 
 
@@ -274,23 +294,14 @@ def _make_idle(inner: Any) -> None:
 
 
 def _vacate(pool: Any, connection: Any) -> None:
-    if connection in pool._pool:
-        if _is_held(pool):
-            pool._pool[pool._pool.index(connection)] = Vacant()
-        else:
-            pool._pool.remove(connection)
-
-
-def _vacate_orphans(pool: Any, closers: List[Callable[[], Any]]) -> None:
-    """Restore the rule for what no frame has shown."""
-    used = {id(status.connection) for status in pool._requests}
-    for connection in list(pool._pool):
-        if id(connection) not in used and not connection.is_idle():
-            _vacate(pool, connection)
-            inner = _established(connection)
-            if inner is not None:
-                inner._state = type(inner._state).CLOSED
-                closers.append(close_method(inner))
+    try:
+        place = pool._pool.index(connection)
+    except ValueError:
+        return
+    if _is_held(pool):
+        pool._pool[place] = Vacant()
+    else:
+        del pool._pool[place]
 
 
 def _is_held(pool: Any) -> bool:
@@ -299,12 +310,42 @@ def _is_held(pool: Any) -> bool:
     return hasattr(pool, "aclose") and lock is not None and bool(lock.locked())
 
 
+def _serve_soon(pool: Any, closers: List[Callable[[], Any]]) -> None:
+    """Give the waiting requests their turn: once for all that end in a pass of the loop."""
+    if _is_held(pool):
+        # Who holds the lock may be about to get a connection for itself.
+        closers.append(lambda: _serve_later(pool))
+    elif _closing.library() != "asyncio" or not hasattr(pool, "aclose"):
+        _serve(pool, closers)
+    elif not getattr(pool, "_cancel_safe_due", False):
+        pool._cancel_safe_due = True
+        asyncio.get_event_loop().call_soon(_serve_due, pool)
+
+
+def _serve_due(pool: Any) -> None:
+    pool._cancel_safe_due = False
+    closers: List[Callable[[], Any]] = []
+    if _is_held(pool):
+        closers.append(lambda: _serve_later(pool))
+    else:
+        _serve(pool, closers)
+    if closers:
+        _closing.in_background(_close_all(closers), "asyncio")
+
+
 async def _serve_later(pool: Any) -> None:
     closers: List[Callable[[], Any]] = []
     async with pool._pool_lock:
         _serve(pool, closers)
+    await _close_all(closers)
+
+
+async def _close_all(closers: List[Callable[[], Any]]) -> None:
     for close in closers:
-        await close()
+        try:
+            await close()
+        except Exception:
+            logger.warning("a clean-up failed", exc_info=True)
 
 
 def _serve(pool: Any, closers: List[Callable[[], Any]]) -> None:

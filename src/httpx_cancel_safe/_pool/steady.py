@@ -9,12 +9,12 @@ guarded client first uses them. Nothing else about them changes.
 """
 
 import math
-from typing import Any, Dict, Iterator
+import sys
+from typing import Any, Dict
 
 from .. import _closing
 
 _classes: Dict[type, type] = {}
-PREPARED = "_cancel_safe_transport"  # The one that a client had when last prepared.
 
 
 class SteadyMixin:
@@ -23,11 +23,14 @@ class SteadyMixin:
     close_timeout = 5.0
     is_out_of_step = False
 
-    async def write(self, *args: Any, **kwargs: Any) -> Any:
-        seconds = self.close_timeout
-        if _closing.library() == "trio":
-            seconds = math.inf  # It cannot tell a cancel from none; httpx has a limit.
+    def write(self, *args: Any, **kwargs: Any) -> Any:
         work = super().write(*args, **kwargs)  # type: ignore[misc]
+        return self._write_steadily(work) if not args or args[0] else work
+
+    async def _write_steadily(self, work: Any) -> None:
+        seconds = self.close_timeout
+        if "trio" in sys.modules and _closing.library() == "trio":
+            seconds = math.inf  # It cannot tell a cancel from none; httpx has a limit.
         effort = await _closing.uninterrupted(work, seconds)
         if effort is not None:
             self.is_out_of_step = self.is_out_of_step or effort.timed_out
@@ -93,29 +96,10 @@ class Backend:
         return stream
 
 
-def prepare(client: Any, close_timeout: float) -> None:
-    """Prepare the pools of `client` that speak HTTP/2."""
-    setattr(client, PREPARED, client._transport)
-    mounts = getattr(client, "_mounts", None) or getattr(client, "_proxies", {})
-    for transport in [client._transport] + list(mounts.values()):
-        for pool in _pools_in(transport):
-            if getattr(pool, "_http2", False) and hasattr(pool, "aclose"):
-                _prepare_pool(pool, close_timeout)
-
-
-def _pools_in(transport: Any) -> Iterator[Any]:
-    """Yield the pools inside a transport, through transports that wrap others."""
-    pending = [transport]
-    for one in pending:
-        if hasattr(one, "_network_backend") or hasattr(one, "_add_to_pool"):
-            yield one
-        elif len(pending) < 50:
-            for value in getattr(one, "__dict__", {}).values():
-                if hasattr(value, "handle_async_request") or hasattr(value, "arequest"):
-                    pending.append(value)
-
-
-def _prepare_pool(pool: Any, close_timeout: float) -> None:
+def make_writes_steady(pool: Any, close_timeout: float) -> None:
+    """Have a pool that speaks HTTP/2 write steadily on its connections to come."""
+    if not getattr(pool, "_http2", False) or not hasattr(pool, "aclose"):
+        return
     http1 = getattr(pool, "_http1", True)
     if hasattr(pool, "_network_backend"):
         if not isinstance(pool._network_backend, Backend):
