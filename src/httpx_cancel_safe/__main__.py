@@ -21,8 +21,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
         prog="python -m httpx_cancel_safe",
         description="Tell which httpx is installed and whether it loses the connections of "
         "cancelled requests, and try on loopback whether the net holds them.",
-        epilog="Exit status: 0, safe; 1, this environment would lose connections, or has "
-        "no httpx that is served; 2, wrong use or an internal error.",
+        epilog="Exit status: 0, nothing has failed; 1, this environment would lose "
+        "connections, or has no httpx that is served; 2, wrong use or an internal error.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--version", action="version", version=__version__)
@@ -37,26 +37,31 @@ def main(arguments: Optional[List[str]] = None) -> int:
                 _progress("")
                 if not as_json:
                     print(_line(check), flush=True)
+    except BrokenPipeError:
+        raise
     except Exception as exc:
         crashed = True
         _progress("")
         traceback.print_exc()
         checks.append(Check("internal error", "fail", repr(exc), "please report it"))
-    failed = [check.name for check in checks if check.status == "fail"]
+    marks = {check.status for check in checks}
     if as_json:
         found = [check._asdict() for check in checks]
-        report = {"schema_version": 1, "ok": not failed, "checks": found}
+        report = {"schema_version": 1, "ok": "fail" not in marks, "checks": found}
         print(json.dumps(report, indent=2))
+    elif "fail" in marks:
+        print("\nNot safe: see what is marked fail.")
     else:
-        print("\nNot safe: {}.".format(", ".join(failed)) if failed else "\nSafe.")
-    return 2 if crashed else int(bool(failed))
+        print("\nNothing failed, but see what is marked warn." if "warn" in marks else "\nSafe.")
+    return 2 if crashed else int("fail" in marks)
 
 
 def _line(check: Check) -> str:
     mark = check.status
     if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
         mark = "\033[{}m{}\033[0m".format(COLOURS[mark], mark)
-    text = textwrap.wrap(check.detail, 60) + textwrap.wrap(check.hint, 60)
+    text = textwrap.wrap(check.detail, 48)  # 80 columns in all.
+    text += textwrap.wrap(check.hint, 48, initial_indent="-> ", subsequent_indent="   ")
     return "  {}  {:<23} {}".format(mark, check.name, ("\n" + " " * 32).join(text))
 
 
@@ -68,4 +73,9 @@ def _progress(what: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+    except BrokenPipeError:  # `| head` has seen enough. Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 2
+    sys.exit(status)

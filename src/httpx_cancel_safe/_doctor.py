@@ -53,12 +53,12 @@ def examine(progress: Callable[[str], None]) -> Iterator[Check]:
     detail = httpx.__version__
     if httpx.__name__ != "httpx":
         detail += ", really " + httpx.__name__
-    detail += ", affected by encode/httpx#2139" if affected else ", fixed: needs no net"
-    yield Check("httpx", "pass", detail, "")
+    fate = "affected by encode/httpx#2139" if affected else "fixed: left alone"
+    yield Check("httpx", "pass", detail + ", " + fate, "")
     yield from _packages(affected)
     switch = _patch.read_switch()
-    yield _switch(affected, switch)
     if affected:
+        yield _switch(switch)
         progress("a new process")
         yield from _new_process(switch is False)
     if hasattr(httpx, "AsyncClient"):
@@ -105,15 +105,15 @@ def _version_of(module: Any) -> str:
     return version(module.__name__)
 
 
-def _switch(affected: bool, switch: Optional[bool]) -> Check:
+def _switch(switch: Optional[bool]) -> Check:
     name, value = _patch.SWITCH, os.environ.get(_patch.SWITCH)
     if switch is None:
-        detail = "{!r} is neither on nor off, so the net is on".format(value)
-        return Check(name, "warn", detail, "0 switches it off")
+        detail = "{!r} is neither on nor off, so the net stays on".format(value)
+        return Check(name, "warn", detail, "set it to 0 to switch the net off")
     if switch:
-        return Check(name, "pass", "not set" if value is None else repr(value), "")
-    status = "fail" if affected else "pass"
-    return Check(name, status, "{!r} switches the net off".format(value), "unset " + name)
+        detail = "not set" if value is None else "{!r} leaves the net on".format(value)
+        return Check(name, "pass", detail, "")
+    return Check(name, "fail", "{!r} switches the net off".format(value), "unset " + name)
 
 
 def _new_process(off: bool) -> Iterator[Check]:
@@ -129,22 +129,22 @@ def _new_process(off: bool) -> Iterator[Check]:
         )
         found = json.loads(done.stdout.splitlines()[-1])
     except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):
-        yield Check(name, "warn", "cannot be asked", "python -c 'import httpx'")
+        hint = "see what python -c 'import httpx' prints"
+        yield Check(name, "warn", "does not get as far as to tell", hint)
         return
     if off:
-        yield Check(name, "skip", "switched off", "")
+        yield Check(name, "skip", "has no net, as it is switched off", "")
     elif found["on"]:
-        yield Check(name, "pass", "the net is on, by " + found["route"], "")
+        yield Check(name, "pass", "has the net from the start, by " + found["route"], "")
     elif found["lost"]:
-        hint = "call httpx_cancel_safe.patch() again after that"
-        yield Check(name, "fail", "the net was in place, and somebody took it off", hint)
+        hint = "call httpx_cancel_safe.patch() once more, after that"
+        yield Check(name, "fail", "had the net, and then somebody took it off", hint)
     else:
-        hint = "call httpx_cancel_safe.patch(); the README has other ways"
+        hint = "call httpx_cancel_safe.patch(), or see the README for other ways"
         if GROUP in os.environ.get("AUTOWRAPT_BOOTSTRAP", ""):
-            hint = "AUTOWRAPT_BOOTSTRAP is set, but does nothing: pip install autowrapt"
-        yield Check(name, "warn", "the net is not on unless the program asks for it", hint)
-    others = ", ".join(found["others"]) or "nobody"
-    yield Check("who else is on send", "pass", others, "")
+            hint = "AUTOWRAPT_BOOTSTRAP is set, but needs: pip install autowrapt"
+        yield Check(name, "warn", "has no net unless the program itself asks for it", hint)
+    yield Check("others around send", "pass", ", ".join(found["others"]) or "none", "")
 
 
 def describe_process(before: List[str], on: bool) -> str:
@@ -160,9 +160,11 @@ def describe_process(before: List[str], on: bool) -> str:
         route = "import httpx_cancel_safe.auto at start-up"
     else:
         route = "patch() at start-up"
+    methods = [vars(httpx._client.AsyncClient)[name] for name in _patch.METHODS]
     others: List[str] = []
-    for layer in _patch.layers(httpx._client.AsyncClient.__dict__["send"]):
+    for layer in [layer for method in methods for layer in _patch.layers(method)]:
         acts = getattr(layer, "_self_wrapper", layer)
+        acts = getattr(acts, "func", acts)  # Of a functools.partial.
         module = getattr(acts, "__globals__", {}).get("__name__", type(acts).__module__)
         ours = module.split(".")[0] in ("httpx", GROUP, "wrapt", "functools", "builtins")
         if not ours and module not in others:
@@ -184,13 +186,13 @@ def _trial(affected: bool, net: bool, progress: Callable[[str], None]) -> Iterat
                 continue
             progress(name)
             without = trial.run(phase, server)
-            detail = "lost {} of {} without the net".format(*without)
+            detail = "{} of {} connections lost".format(*without)
             lost, hint = without.lost, ""
             if net:
                 with _patch.patched():
                     lost = trial.run(phase, server).lost
-                detail += ", {} with it".format(lost)
+                detail += "; with the net {}".format(lost)
             elif lost and not affected:
-                hint = "upstream has not fixed that yet: see the README"
+                hint = "httpx has not fixed that yet: see the README"
             status = ("fail" if affected else "warn") if lost else "pass"
             yield Check(name, status, detail, hint)
