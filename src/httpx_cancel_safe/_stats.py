@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import traceback
 from typing import Dict, NamedTuple
 
 logger = logging.getLogger("httpx_cancel_safe")
@@ -46,3 +47,9 @@ def stats() -> Stats:
         counts["timed_out"],
         {phase: counts[phase] for phase in PHASES},
     )
+
+
+def warn_of(what: str, exc: BaseException) -> None:
+    """Log that `what` went wrong, and where; not what `exc` says: it may quote a URL."""
+    where = "".join(traceback.format_tb(exc.__traceback__)).rstrip()
+    logger.warning("%s: %s\n%s", what, type(exc).__name__, where)
