@@ -170,6 +170,30 @@ def test_a_rescue_is_counted_and_logged_with_its_phase(end, log):
     assert len(log) == 1 and re.match(line + "$", log[0]), log
 
 
+def test_a_request_counts_once_however_often_it_goes_wrong():
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False, pool_timeout=0.01)
+        holder = client.build_request("GET", servers.plain.url + "/hang-body")
+        response = await client.send(holder, stream=True)
+        with pytest.raises(httpx.PoolTimeout):  # Is raised for one of httpcore's.
+            await client.get(servers.plain.url + "/get")
+        await response.aclose()
+        url = servers.plain.url.replace("http:", "https:")
+        task = asyncio.ensure_future(client.get(url))
+        while servers.plain.accepted < 2:
+            await asyncio.sleep(0)
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0)
+        await asyncio.wait([task])
+        await client.aclose()
+
+    with serve() as servers, httpx_cancel_safe.patched():
+        before = httpx_cancel_safe.stats().released
+        run(main())
+        assert httpx_cancel_safe.stats().released - before == 2
+
+
 def test_the_counts_belong_together_whichever_thread_asks():
     class Stream(StreamBase):
         def __iter__(self):
