@@ -114,24 +114,18 @@ class Client:
         return self.pool()
 
 
-# Before Python 3.8 asyncio's CancelledError is an Exception, which httpx handles: it loses few.
-loses = pytest.mark.skipif(sys.version_info < (3, 8), reason="on this Python httpx loses too few")
-
-
 def test_with_the_environment_variable_alone_no_connection_is_lost(start):
     with start(AUTOWRAPT_BOOTSTRAP="httpx_cancel_safe") as client:
         assert client.hang_up_many_times() == {"under way": 0, "taken": 0, "requests": 0}
         assert client.get("/fetch/get") == (200, "hello")
 
 
-@loses
 def test_without_it_the_service_runs_out_of_connections(start):
     with start() as client:
         assert client.hang_up_many_times()["taken"] == 10
         assert client.get("/fetch/get") == (503, "PoolTimeout")
 
 
-@loses
 def test_the_off_switch_wins_in_the_service_too(start):
     with start(AUTOWRAPT_BOOTSTRAP="httpx_cancel_safe", HTTPX_CANCEL_SAFE="0") as client:
         assert client.hang_up_many_times()["taken"] == 10

@@ -4,10 +4,10 @@
 `/pool` tells what is going on: requests under way, and places taken in httpx's pool.
 """
 
-import asyncio
 import json
 import os
 
+import anyio
 import httpx
 
 LIMIT = 10
@@ -43,22 +43,20 @@ async def app(scope, receive, send):
 
 async def fetch(path, receive, send):
     await receive()  # The request, which has no body.
-    upstream = asyncio.ensure_future(client.get(os.environ["UPSTREAM"] + path))
-    hang_up = asyncio.ensure_future(receive())
-    await asyncio.wait([upstream, hang_up], return_when=asyncio.FIRST_COMPLETED)
-    if hang_up.done():
-        while not upstream.done():
-            # Once is not always enough: anyio 3's connect_tcp() can swallow a cancel.
-            upstream.cancel()
-            await asyncio.wait([upstream], timeout=0.3)
-        if not upstream.cancelled():
-            upstream.exception()
-        return
-    hang_up.cancel()
-    try:
-        await answer(send, 200, upstream.result().text)
-    except httpx.HTTPError as exc:
-        await answer(send, 503, type(exc).__name__)
+    async with anyio.create_task_group() as group:  # As Starlette has it.
+
+        async def hear_hang_up():
+            await receive()
+            group.cancel_scope.cancel()
+
+        group.start_soon(hear_hang_up)
+        try:
+            response = await client.get(os.environ["UPSTREAM"] + path)
+        except httpx.HTTPError as exc:
+            await answer(send, 503, type(exc).__name__)
+        else:
+            await answer(send, 200, response.text)
+        group.cancel_scope.cancel()
 
 
 async def answer(send, status, text):
