@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 import httpx_cancel_safe
-from tests.support.programs import run_code
+from tests.support.programs import run, run_code, with_start_up
 
 try:
     from importlib import metadata
@@ -121,21 +121,37 @@ def test_an_environment_variable_is_enough():
     assert run_code(code, AUTOWRAPT_BOOTSTRAP="httpx_cancel_safe") == ["True"]
 
 
+# How gunicorn, celery and multiprocessing make their workers, and what else a program may start.
+PROGRAM = """
+import multiprocessing, subprocess, sys
+
+def child():
+    import httpx, httpx_cancel_safe
+    print(httpx_cancel_safe.is_patched(), flush=True)
+
+if __name__ == "__main__":
+    if sys.argv[1] == "subprocess":
+        subprocess.run([sys.executable, "-c", "import program; program.child()"], check=True)
+    else:
+        process = multiprocessing.get_context(sys.argv[1]).Process(target=child)
+        process.start()
+        process.join()
+"""
+
+
 @served
 @with_autowrapt
-def test_the_environment_variable_reaches_spawned_processes(tmp_path):
-    (tmp_path / "program.py").write_text(
-        "import multiprocessing, sys\n"
-        "def child():\n"
-        "    import httpx\n"
-        "    print(sys.modules['httpx_cancel_safe'].is_patched(), flush=True)\n"
-        "if __name__ == '__main__':\n"
-        "    process = multiprocessing.get_context('spawn').Process(target=child)\n"
-        "    process.start(); process.join()\n"
-    )
-    path = os.pathsep.join([str(tmp_path)] + os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    code = "import runpy; runpy.run_module('program', run_name='__main__', alter_sys=True)"
-    assert run_code(code, AUTOWRAPT_BOOTSTRAP="httpx_cancel_safe", PYTHONPATH=path) == ["True"]
+@pytest.mark.parametrize("how", ["spawn", "fork", "forkserver", "subprocess"])
+def test_the_environment_variable_reaches_child_processes(how, tmp_path):
+    if how.startswith("fork") and not hasattr(os, "fork"):
+        pytest.skip("this system does not fork")
+    path = with_start_up(tmp_path, "", program=PROGRAM)
+    environment = {"AUTOWRAPT_BOOTSTRAP": "httpx_cancel_safe", "PYTHONPATH": path}
+    for off, expected in ((False, ["True"]), (True, ["False"])):
+        if off:
+            environment["HTTPX_CANCEL_SAFE"] = "0"
+        done = run(str(tmp_path / "program.py"), how, **environment)
+        assert done.stdout.split() == expected, done.stderr
 
 
 @with_autowrapt
