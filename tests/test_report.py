@@ -274,7 +274,7 @@ def test_a_trio_too_new_for_anyio_3_is_worth_a_warning(monkeypatch):
     assert before_the_trial()["trio"].status == "pass"
     monkeypatch.setattr(trio, "__version__", "0.24.0")
     check = before_the_trial()["trio"]
-    assert check.status == "warn" and "trio<0.24" in check.detail
+    assert check.status == "warn" and "trio<0.24" in check.hint
 
 
 @pytest.mark.skipif(httpx.__name__ != "httpx2", reason="not the cell with httpx2 under the name httpx")

@@ -79,7 +79,7 @@ def _packages(affected: bool) -> Iterator[Check]:
             continue
         detail = _version_of(module)
         numbers = tuple(int(number) for number in re.findall(r"\d+", detail)[:3])
-        status = "pass"
+        status, hint = "pass", ""
         if name == "anyio":
             anyio_3 = hasattr(module, "ExceptionGroup")
         elif name == "httpcore":
@@ -88,8 +88,9 @@ def _packages(affected: bool) -> Iterator[Check]:
             if affected and _pool.generation() is None:
                 status, detail = "warn", detail + "; the net cannot repair its pools"
         elif name == "trio" and anyio_3 and numbers >= (0, 24):
-            status, detail = "warn", detail + " does not work with anyio 3: use trio<0.24"
-        yield Check(name, status, detail, "")
+            status, detail = "warn", detail + " does not work with anyio 3"
+            hint = "pip install 'trio<0.24'"
+        yield Check(name, status, detail, hint)
 
 
 def _version_of(module: Any) -> str:
