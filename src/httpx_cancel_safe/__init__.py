@@ -33,9 +33,7 @@ class _Module(types.ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("SafeAsyncClient", "SafeClient"):
-            raise AttributeError(
-                "module {!r} has no attribute {!r}".format(__name__, name)
-            )
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         client = client_class(name)
         setattr(self, name, client)
         return client

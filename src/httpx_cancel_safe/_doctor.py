@@ -15,10 +15,6 @@ from typing import Any, Callable, Iterator, List, NamedTuple, Optional
 from . import __version__, _patch
 from ._releases import UnsupportedHTTPXError, is_affected
 
-# `status` is pass, warn, fail or skip; `hint` says what to do, or is empty.
-Check = NamedTuple(
-    "Check", [("name", str), ("status", str), ("detail", str), ("hint", str)]
-)
 GROUP = "httpx_cancel_safe"
 
 # Run in a new process, so that it tells what the environment alone brings about.
@@ -31,6 +27,15 @@ on = ours is not None and ours.is_patched()
 from httpx_cancel_safe._doctor import describe_process
 print("\\n" + describe_process(before, on))
 """
+
+
+class Check(NamedTuple):
+    """A line of the report."""
+
+    name: str
+    status: str  # pass, warn, fail or skip
+    detail: str
+    hint: str  # What to do, or empty.
 
 
 def examine(progress: Callable[[str], None]) -> Iterator[Check]:
@@ -48,7 +53,7 @@ def examine(progress: Callable[[str], None]) -> Iterator[Check]:
         return
     except ImportError as exc:
         hint = "pip install " + ("legacy-cgi" if exc.name == "cgi" else "httpx")
-        yield Check("httpx", "fail", "cannot be imported: {}".format(exc), hint)
+        yield Check("httpx", "fail", f"cannot be imported: {exc}", hint)
         return
     detail = httpx.__version__
     if httpx.__name__ != "httpx":
@@ -127,6 +132,7 @@ def _new_process(off: bool) -> Iterator[Check]:
             stderr=subprocess.PIPE,
             universal_newlines=True,
             timeout=20,
+            check=False,
         )
         found = json.loads(done.stdout.splitlines()[-1])
     except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):

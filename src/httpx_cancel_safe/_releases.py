@@ -9,12 +9,12 @@ SERVED = "0.15.0 to 0.22.0"
 
 
 class UnsupportedHTTPXError(RuntimeError):
-    """This httpx is older than those served. Names the version found and those served."""
+    """The httpx found is older than those served. Names the version found and those served."""
 
     def __init__(self, found: str) -> None:
         super().__init__(
-            "httpx {} is not supported: httpx-cancel-safe serves httpx {}, and has "
-            "nothing to do from 0.23.0 on".format(found, SERVED)
+            f"httpx {found} is not supported: httpx-cancel-safe serves httpx {SERVED}, and "
+            "has nothing to do from 0.23.0 on"
         )
 
 

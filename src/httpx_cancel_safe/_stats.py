@@ -10,18 +10,18 @@ logger.addHandler(logging.NullHandler())
 
 PHASES = ("waiting", "connecting", "sending", "reading", "closing")
 
-Stats = NamedTuple(
-    "Stats",
-    [
-        ("released", int),
-        ("failed", int),
-        ("timed_out", int),
-        ("by_phase", Dict[str, int]),
-    ],
-)
+
+class Stats(NamedTuple):
+    """How many requests were cleaned up after, and how; `stats()` says what each counts."""
+
+    released: int
+    failed: int
+    timed_out: int
+    by_phase: Dict[str, int]
+
 
 _lock = threading.Lock()
-_counts = dict.fromkeys(("released", "failed", "timed_out") + PHASES, 0)
+_counts: Dict[str, int] = dict.fromkeys(("released", "failed", "timed_out", *PHASES), 0)
 
 
 def count(*names: str) -> None:

@@ -17,9 +17,16 @@ ATTEMPTS = 6  # A request is cancelled at its first suspension, the next at its 
 POOL_TIMEOUT = 0.05  # A slot that is free is there at once: nothing to wait for.
 HANG = 2.0
 
-Phase = NamedTuple(
-    "Phase", [("name", str), ("path", str), ("backend", str), ("way", str)]
-)
+
+class Phase(NamedTuple):
+    """Where a request is cancelled, and in what way: once, twice or by a scope."""
+
+    name: str
+    path: str
+    backend: str
+    way: str
+
+
 PHASES = [
     Phase("connecting", "/", "asyncio", "once"),
     Phase("reading", "/slow", "asyncio", "once"),
@@ -29,7 +36,13 @@ PHASES = [
     Phase("anyio scope", "/slow", "asyncio", "scope"),
     Phase("trio", "/slow", "trio", "scope"),
 ]
-Result = NamedTuple("Result", [("lost", int), ("tried", int)])
+
+
+class Result(NamedTuple):
+    """How many connections a phase lost."""
+
+    lost: int
+    tried: int
 
 
 class Server:
@@ -45,11 +58,11 @@ class Server:
     def __enter__(self) -> "Server":
         self._socket.bind(("127.0.0.1", 0))
         self._socket.listen(100)
-        self.url = "http://127.0.0.1:{}".format(self._socket.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._thread.start()
         return self
 
-    def __exit__(self, *exc_info: Any) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._stop.set()
         self._thread.join()
 
