@@ -4,8 +4,8 @@ import functools
 import gc
 import itertools
 import os
-import sys
 import random
+import sys
 
 import anyio
 import httpx

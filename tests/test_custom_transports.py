@@ -4,7 +4,6 @@ See tests/support/custom.py for the engine. A failing test prints one line a poi
 a whole is printed by `python -m tests.support.custom`.
 """
 
-import asyncio
 import http.cookiejar
 import logging
 import sys
@@ -20,9 +19,9 @@ if custom.FIXED:
         allow_module_level=True,
     )
 
-import httpx  # noqa: E402
+import httpx
 
-import httpx_cancel_safe  # noqa: E402
+import httpx_cancel_safe
 
 NETS = ["patch", "class"]
 
@@ -96,8 +95,8 @@ def test_without_the_net_the_same_table_is_full_of_faults():
         del modes["trio"]
     count = custom.Tally()
     with custom.quietly():
-        for library in modes:
-            for mode in modes[library]:
+        for library, its_modes in modes.items():
+            for mode in its_modes:
                 for scenario in custom.SCENARIOS.values():
                     count.add("", custom.sweep(library, scenario, mode, httpx.AsyncClient))
     assert count.faulty > 300, str(count)

@@ -192,9 +192,8 @@ def test_patched_holds_for_the_block_and_no_longer(own_send):
 
 
 def test_patched_ends_with_an_exception_too(own_send):
-    with pytest.raises(Abort):
-        with httpx_cancel_safe.patched():
-            raise Abort
+    with pytest.raises(Abort), httpx_cancel_safe.patched():
+        raise Abort
     assert is_untouched(own_send)
 
 
@@ -333,7 +332,7 @@ class Datadog(Elastic):
 
     def uninstall(self):
         for cls in (AsyncClient, Client):
-            setattr(cls, "send", getattr(cls, "send").__wrapped__)
+            cls.send = cls.send.__wrapped__
 
 
 TOOLS = [Sentry, Elastic, Datadog]

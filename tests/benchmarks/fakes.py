@@ -6,7 +6,6 @@ import h2.events
 import httpx
 
 try:
-    import httpcore
     from httpcore.backends import base as network
 except ImportError:  # Before httpcore 0.14 pools have other backends.
     network = None

@@ -95,8 +95,9 @@ async def chaos(port, seconds, cancels):
 
 
 def run(mode, port, seconds, other):
-    command = [other if mode == "other" else sys.executable, "-m", "tests.benchmarks.throughput", "--measure", mode]
-    return json.loads(subprocess.check_output(command + [str(port), str(seconds)]).decode())
+    command = [other if mode == "other" else sys.executable, "-m", "tests.benchmarks.throughput"]
+    command += ["--measure", mode, str(port), str(seconds)]
+    return json.loads(subprocess.check_output(command).decode())
 
 
 def main():

@@ -20,10 +20,10 @@ def sequences(tool, length=4):
         for before, step in zip((None,) + steps, steps):
             if step == before or (step == "-ours" and not ours):
                 break
-            if step == "theirs" and theirs or step == "-theirs" and not (theirs and tool.removes):
+            if (step == "theirs" and theirs) or (step == "-theirs" and not (theirs and tool.removes)):
                 break
-            ours = step == "ours" or ours and step != "-ours"
-            theirs = step == "theirs" or theirs and step != "-theirs"
+            ours = step == "ours" or (ours and step != "-ours")
+            theirs = step == "theirs" or (theirs and step != "-theirs")
         else:
             found.append(" ".join(steps))
     return found + list(tool.extra)

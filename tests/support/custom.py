@@ -877,7 +877,7 @@ class Run:
             self.started = time.perf_counter()
             if self.mode == "drop":
                 self.closing_when_dropped = self.case.closing_now
-                raise Dropped()
+                raise Dropped
             self.cancel()
 
     async def judged(self, client, scope):

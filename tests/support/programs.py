@@ -7,7 +7,7 @@ import textwrap
 
 
 def environment(**changes):
-    """This environment without what would switch the net on or off, and with `changes`."""
+    """The environment of this process without what would switch the net on or off, and with `changes`."""
     found = {
         name: value
         for name, value in os.environ.items()

@@ -647,7 +647,7 @@ class ProxyServer(_Relay):
                 await self.copy(connection, upstream)
                 return
             _, _, rest = target.partition("://")
-            authority, slash, path = rest.partition("/")
+            authority, _, path = rest.partition("/")
             if upstream is None:
                 host, _, port = authority.rpartition(":")
                 upstream = await connect(host, int(port))
