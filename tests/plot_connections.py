@@ -2,7 +2,7 @@
 
     python -m tests.plot_connections PYTHON_WITH_HTTPX_0.22.0 PYTHON_WITH_HTTPX_0.23.0
 
-Each Python needs httpx, wrapt, anyio and packaging; this one needs nothing else.
+Each Python needs httpx, wrapt and anyio; this one needs nothing else.
 """
 
 import argparse
