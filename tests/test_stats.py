@@ -147,8 +147,8 @@ async def end_closing(servers, client):
         async def exchange(self, asked):
             return 200, [], stream
 
-    async with httpx.AsyncClient(transport=Transport()) as client:
-        await cancel(client.get("http://127.0.0.1"), lambda: stream.asked)
+    async with httpx.AsyncClient(transport=Transport()) as other:
+        await cancel(other.get("http://127.0.0.1"), lambda: stream.asked)
 
 
 @pytest.mark.parametrize("end", [end_waiting, end_connecting, end_sending, end_reading, end_closing])
@@ -255,7 +255,7 @@ class Telling(AsyncStreamBase):
         try:
             raise OSError(" ".join([URL] + SECRETS))
         except OSError as exc:
-            raise self._exception(str(exc))
+            raise self._exception(str(exc)) from exc
 
     async def aclose(self):
         if self._hangs:

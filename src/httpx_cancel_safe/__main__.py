@@ -59,7 +59,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
 def _line(check: Check) -> str:
     mark = check.status
     if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-        mark = "\033[{}m{}\033[0m".format(COLOURS[mark], mark)
+        mark = f"\033[{COLOURS[mark]}m{mark}\033[0m"
     text = textwrap.wrap(check.detail, 48)  # 80 columns in all.
     text += textwrap.wrap(check.hint, 48, initial_indent="-> ", subsequent_indent="   ")
     return "  {}  {:<23} {}".format(mark, check.name, ("\n" + " " * 32).join(text))

@@ -11,7 +11,7 @@ import sys
 import types
 from typing import Any, Coroutine, Generator, List, Optional, Set
 
-from ._stats import logger
+from ._stats import warn_of
 
 _current_task: Any = getattr(asyncio, "current_task", None) or getattr(
     asyncio.Task, "current_task", None
@@ -46,14 +46,14 @@ class Effort:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.held = []  # type: List[BaseException]
+        self.held: List[BaseException] = []
         self.timed_out = False
         self.hidden = 0
-        self.waiter = None  # type: Optional[asyncio.Future[None]]
-        self.timer = None  # type: Optional[asyncio.TimerHandle]
-        self.outside = None  # type: Any
-        self.own = None  # type: Any
-        self.shield = None  # type: Any
+        self.waiter: Optional[asyncio.Future[None]] = None
+        self.timer: Optional[asyncio.TimerHandle] = None
+        self.outside: Any = None
+        self.own: Any = None
+        self.shield: Any = None
 
     def start_timer(self) -> None:
         if self.timer is None:
@@ -134,7 +134,7 @@ class Effort:
         elif library() == "trio":
             await sys.modules["trio"].lowlevel.checkpoint_if_cancelled()
         elif _any_cancelled(self.outside, None):
-            import anyio
+            import anyio.lowlevel
 
             await anyio.lowlevel.checkpoint_if_cancelled()
 
@@ -155,7 +155,7 @@ class Progress:
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         self.coroutine = coroutine
-        self.waiting = None  # type: Any
+        self.waiting: Any = None
         self.has_begun = False
         self.is_over = False
 
@@ -168,9 +168,9 @@ class Progress:
 async def _take_over(progress: Progress, seconds: float) -> None:
     try:
         await uninterrupted(progress.coroutine, seconds, True, progress)
-    except BaseException:
+    except BaseException as failure:
         progress.coroutine.close()
-        logger.warning("a clean-up failed", exc_info=True)
+        warn_of("a clean-up failed", failure)
 
 
 async def _nothing() -> None:
@@ -195,7 +195,7 @@ def uninterrupted(
     """
     at_once = at_once and bool(library())  # Without a loop there is no timer.
     outside = innermost_scope()
-    first = None  # type: Any
+    first: Any = None
     if outside is None and not at_once and progress is None:
         # No scope to hold back: until it waits nothing can interrupt it.
         try:
@@ -209,7 +209,7 @@ def uninterrupted(
         owner.progress = progress
     if "trio" in sys.modules and library() == "trio":
         return (yield from _on_trio(progress, seconds, own))
-    effort = None  # type: Optional[Effort]
+    effort: Optional[Effort] = None
     if at_once or outside is not None:
         effort = Effort(seconds)
         effort.start_timer()
@@ -217,9 +217,9 @@ def uninterrupted(
             effort.hide_counts()
         if outside is not None:
             effort.enter_shield(outside, own)
-    value = None  # type: Any
-    error = None  # type: Optional[BaseException]
-    failure = None  # type: Optional[BaseException]
+    value: Any = None
+    error: Optional[BaseException] = None
+    failure: Optional[BaseException] = None
     patience = 100
     waiting = progress.waiting
     try:
@@ -301,7 +301,6 @@ def _wait(waiting: Any, effort: Optional[Effort]) -> Generator[Any, Any, None]:
         waiting.remove_done_callback(wake)
 
 
-@types.coroutine
 def _on_trio(
     progress: Progress, seconds: float, own: Any
 ) -> Generator[Any, Any, Effort]:
@@ -312,7 +311,8 @@ def _on_trio(
     outside = None if own is None else _parent_of(own)
     deadline = trio.current_time() + seconds
     shield = trio.CancelScope(shield=True, deadline=deadline)
-    value = error = None  # type: Any
+    value: Any = None
+    error: Any = None
     if own is not None:
         own.shield = True
     try:
@@ -408,7 +408,7 @@ def _cancels_itself(coroutine: Any, outside: Any) -> bool:
                 owner = getattr(referent, "__self__", None)
                 if isinstance(owner, asyncio.Timeout) and owner.expired():
                     return True
-                if isinstance(owner, asyncio.TaskGroup) and owner._aborting:
+                if isinstance(owner, asyncio.TaskGroup) and getattr(owner, "_aborting", False):
                     return True
     return False
 

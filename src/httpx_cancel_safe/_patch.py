@@ -15,9 +15,9 @@ from ._stats import logger
 SWITCH = "HTTPX_CANCEL_SAFE"
 
 _lock = threading.Lock()
-_settings = None  # type: Any  # Of all guards; made once, as some stay in foreign hands.
+_settings: Any = None  # Of all guards; made once, as some stay in foreign hands.
 # The guards that `patch()` made. Some tools bring an older one back: it works as well.
-_made = weakref.WeakSet()  # type: Any
+_made: Any = weakref.WeakSet()
 
 
 def read_switch() -> Optional[bool]:
@@ -34,9 +34,7 @@ def switched_off() -> bool:
     if switch is None:
         # Not logged: who reaches for this switch must see it, whatever logging does.
         warnings.warn(
-            "{}={!r} is neither on nor off, so the net is on: 0 switches it off".format(
-                SWITCH, os.environ[SWITCH]
-            ),
+            f"{SWITCH}={os.environ[SWITCH]!r} is neither on nor off, so the net is on: 0 switches it off",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -62,11 +60,11 @@ def check_close_timeout(value: Any) -> float:
     """Return `value` in seconds. Raises TypeError or ValueError for what is no time."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(
-            "close_timeout must be a number of seconds, not {!r}".format(value)
+            f"close_timeout must be a number of seconds, not {value!r}"
         )
     if not 0 < value < float("inf"):
         raise ValueError(
-            "close_timeout must be finite and above 0 seconds, not {!r}".format(value)
+            f"close_timeout must be finite and above 0 seconds, not {value!r}"
         )
     return float(value)
 
@@ -178,7 +176,7 @@ def client_class(name: str) -> Any:
             return getattr(httpx, name[len("Safe") :])
     except UnsupportedHTTPXError:
 
-        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
             raise UnsupportedHTTPXError(version)
 
         return type(name, (), {"__init__": __init__})

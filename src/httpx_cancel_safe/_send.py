@@ -22,16 +22,16 @@ import httpx
 
 from . import _closing, _pool
 from ._pool.steady import make_writes_steady
-from ._stats import count, logger
+from ._stats import count, logger, warn_of
 
 # Response streams are checked to be of these from httpx 0.18 on.
-_AsyncByteStream = getattr(httpx._client, "AsyncByteStream", object)  # type: Any
-_SyncByteStream = getattr(httpx._client, "SyncByteStream", object)  # type: Any
+_AsyncByteStream: Any = getattr(httpx._client, "AsyncByteStream", object)
+_SyncByteStream: Any = getattr(httpx._client, "SyncByteStream", object)
 _no_close = getattr(_AsyncByteStream, "aclose", None)  # Inherited by what needs none.
 _IS_OLD = _AsyncByteStream is object  # A response closes by a callback.
 
 # What watched clients have open, by the frame of the guard around their `send`.
-_opened = {}  # type: Dict[int, List[Any]]
+_opened: Dict[int, List[Any]] = {}
 
 
 class Settings:
@@ -115,14 +115,14 @@ def _prepare(client: Any, settings: Settings) -> None:
     try:
         client._cancel_safe_prepared = client._transport
         mounts = getattr(client, "_mounts", None) or getattr(client, "_proxies", {})
-        transports = [client._transport] + list(mounts.values())
+        transports = [client._transport, *mounts.values()]
         for pool in _pool.pools_in(transports):
             make_writes_steady(pool, settings.close_timeout)
         watched = "_send_single_request" in vars(client)
         if not watched and not _pool.all_repairable(transports):
             client._send_single_request = _watch(weakref.ref(client), settings)
-    except Exception:
-        _pool.fall_back()
+    except Exception as failure:
+        _pool.fall_back(failure)
 
 
 def _watch(client: Any, settings: Settings) -> Any:
@@ -158,7 +158,7 @@ def _note_opened(response: Any) -> None:
     Its guard is further up the stack, except when an exception was thrown in and caught.
     (Context variables do not follow tasks on Python 3.6.)
     """
-    frame = sys._getframe(2)  # type: Any
+    frame: Any = sys._getframe(2)
     while frame is not None:
         if id(frame.f_code) in _GUARDS:
             _opened.setdefault(id(frame), []).append(response)
@@ -185,14 +185,14 @@ def _guard_response(response: Any, kind: Any, settings: Settings) -> None:
             return
         stream = response.stream
         if _IS_OLD and response._on_close is not None:
-            close = functools.partial(response._on_close, response)  # type: Callable[[], Any]
+            close: Callable[[], Any] = functools.partial(response._on_close, response)
             guarded = kind(stream, close, settings)
             response._on_close = guarded.on_close
         else:
             close = _pool.close_method(stream, kind.is_async)
             guarded = response.stream = kind(stream, close, settings)
-    except Exception:
-        _pool.fall_back()
+    except Exception as failure:
+        _pool.fall_back(failure)
 
 
 def _guard_of(response: Any) -> Any:
@@ -206,8 +206,8 @@ def _guard_of(response: Any) -> Any:
 class _GuardedStream:
     """A response stream that closes to its end. Reading it is as before."""
 
-    progress = None  # type: Optional[_closing.Progress]
-    own_scope = None  # type: Any  # The outermost one that the response holds open.
+    progress: Optional[_closing.Progress] = None
+    own_scope: Any = None  # The outermost one that the response holds open.
 
     def __init__(self, stream: Any, close: Callable[[], Any], settings: Settings) -> None:
         self._stream = stream
@@ -315,13 +315,13 @@ class _Rescue:
         self.settings = settings
         self.client = client
         self.request = kwargs.get("request", args[0] if args else None)
-        self.closers = []  # type: List[Callable[[], Any]]
-        self.scoped = []  # type: List[Tuple[Callable[[], Any], Any]]
+        self.closers: List[Callable[[], Any]] = []
+        self.scoped: List[Tuple[Callable[[], Any], Any]] = []
         self.phase = ""
         try:
             self._examine(_opened.get(id(sys._getframe(1)), []), is_async)
-        except Exception:
-            _pool.fall_back()
+        except Exception as failure:
+            _pool.fall_back(failure)
 
     def _examine(self, opened: List[Any], is_async: bool) -> None:
         exc, settings = self.exc, self.settings
@@ -343,6 +343,8 @@ class _Rescue:
             self.phase = exchanges[-1].phase
         elif responses:
             self.phase = "reading"
+        else:
+            self.phase = _phase_of_close(frames)
 
     async def run(self) -> None:
         """Close what is open. Raises nothing."""
@@ -384,6 +386,14 @@ def _open_responses(opened: List[Any], frames: List[Any]) -> List[Any]:
             if response is not None:
                 found[id(response)] = response
     return [response for response in found.values() if _is_open(response)]
+
+
+def _phase_of_close(frames: List[Any]) -> str:
+    """Return what the request was doing whose response is closed again, by httpx or a guard."""
+    functions = {frame.function for frame in frames if frame.module == "httpx._models"}
+    if functions & {"aclose", "close"}:
+        return "closing"
+    return "reading" if functions & {"aiter_raw", "iter_raw"} else ""
 
 
 def _handled() -> Optional[BaseException]:
@@ -475,7 +485,7 @@ def _close_all_sync(closers: List[Callable[[], Any]]) -> None:
 
 def _report_failure(exc: BaseException) -> None:
     count("failed")
-    logger.warning("a clean-up failed", exc_info=exc)
+    warn_of("a clean-up failed", exc)
 
 
 def _report_timeout(settings: Settings) -> None:

@@ -19,10 +19,12 @@ from .. import _stats
 from . import counted, listed
 from ._common import close_method as close_method
 
-Frame = NamedTuple(
-    "Frame",
-    [("module", str), ("function", str), ("local", Any), ("error", BaseException)],
-)
+
+class Frame(NamedTuple):
+    module: str
+    function: str
+    local: Any
+    error: BaseException
 Closer = Callable[[], Any]
 
 _warned = False
@@ -53,6 +55,7 @@ def frames_of(exc: BaseException, guards: Any) -> List[Frame]:
             continue
         seen.add(id(one))
         own: List[Frame] = []
+        inside = False
         traceback = one.__traceback__
         if first and traceback is not None:
             traceback = traceback.tb_next  # The guard itself.
@@ -61,6 +64,7 @@ def frames_of(exc: BaseException, guards: Any) -> List[Frame]:
             if id(frame.f_code) in guards:
                 if not first:
                     own = []
+                inside = True
                 break
             module = frame.f_globals.get("__name__", "")
             if module.startswith(("httpx.", "httpcore.", "anyio.")) or module == "socket":
@@ -69,7 +73,8 @@ def frames_of(exc: BaseException, guards: Any) -> List[Frame]:
             traceback = traceback.tb_next
         found += own
         pending += [(other, False) for other in getattr(one, "exceptions", ())]
-        pending += [(one.__cause__, False), (one.__context__, False)]
+        if not inside:  # Else these have been seen there too.
+            pending += [(one.__cause__, False), (one.__context__, False)]
     return found
 
 
@@ -79,8 +84,8 @@ def settle(exchanges: List[Any]) -> List[Closer]:
     for exchange in exchanges:
         try:
             exchange.settle(closers)
-        except Exception:
-            fall_back()
+        except Exception as failure:
+            fall_back(failure)
     return closers
 
 
@@ -96,8 +101,8 @@ def exchanges_in(frames: List[Frame], streams: List[Any]) -> List[Any]:
             if exchange is not None:
                 found.append(exchange)
         return found
-    except Exception:
-        fall_back()
+    except Exception as failure:
+        fall_back(failure)
         return []
 
 
@@ -110,8 +115,8 @@ def open_exchange(stream: Any) -> Optional[Any]:
             if exchange is not None:
                 return exchange
             stream = _inside(stream)
-    except Exception:
-        fall_back()
+    except Exception as failure:
+        fall_back(failure)
     return None
 
 
@@ -123,8 +128,8 @@ def unsettled_exchange(stream: Any) -> Optional[Any]:
             if type(stream).__name__ == books.STREAM:
                 return books.open_exchange(stream) if books.is_unsettled(stream) else None
             stream = _inside(stream)
-    except Exception:
-        fall_back()
+    except Exception as failure:
+        fall_back(failure)
     return None
 
 
@@ -135,7 +140,7 @@ def exchanges_of(client: Any, request: Any) -> List[Any]:
         return []
     return [
         exchange
-        for pool in pools_in([client._transport] + list(client._mounts.values()))
+        for pool in pools_in([client._transport, *client._mounts.values()])
         for exchange in listed.exchanges_of(pool, request)
     ]
 
@@ -168,13 +173,11 @@ def _inside(stream: Any) -> Any:
     return inner if inner is not None else getattr(stream, "_httpcore_stream", None)
 
 
-def fall_back() -> None:
+def fall_back(failure: Exception) -> None:
     """Warn, once, that this httpcore keeps its books in a way that we do not know."""
     global _warned
     if not _warned:
         _warned = True
-        _stats.logger.warning(
-            "cannot put the pools of httpcore %s right, only close responses",
-            getattr(sys.modules.get("httpcore"), "__version__", "(unknown)"),
-            exc_info=True,
-        )
+        version = getattr(sys.modules.get("httpcore"), "__version__", "(unknown)")
+        what = f"cannot put the pools of httpcore {version} right, only close responses"
+        _stats.warn_of(what, failure)

@@ -11,7 +11,6 @@ from typing import Any, Callable, List, Optional
 
 from ._common import HALF_OPEN, HANDLE, close_method, is_unfinished, reset_stream, run_now
 
-
 STREAM = "ResponseByteStream"  # What the pool hands out.
 
 

@@ -12,7 +12,7 @@ import time
 from typing import Any, Callable, List, Optional
 
 from .. import _closing
-from .._stats import logger
+from .._stats import warn_of
 from ._common import HALF_OPEN, HANDLE, close_method, is_unfinished, reset_stream, run_now
 from .steady import SteadyMixin
 
@@ -30,7 +30,7 @@ class Vacant:
         return False
 
     is_available = lambda self: False  # noqa: E731
-    is_idle = has_expired = is_closed = lambda self: True  # noqa: E731
+    is_idle = has_expired = is_closed = lambda self: True
 
     def info(self) -> str:
         return "VACANT"
@@ -271,7 +271,7 @@ def open_exchange(stream: Any) -> Optional[Exchange]:
     return exchange
 
 
-def _note(exchange: Exchange, socket: Any) -> None:
+def _note(exchange: Any, socket: Any) -> None:
     if socket is not None:
         exchange.sockets.append(socket)
 
@@ -344,8 +344,8 @@ async def _close_all(closers: List[Callable[[], Any]]) -> None:
     for close in closers:
         try:
             await close()
-        except Exception:
-            logger.warning("a clean-up failed", exc_info=True)
+        except Exception as failure:
+            warn_of("a clean-up failed", failure)
 
 
 def _serve(pool: Any, closers: List[Callable[[], Any]]) -> None:

@@ -69,7 +69,7 @@ class Backend:
         return self._listed(await self._backend.connect_unix_socket(*args, **kwargs))
 
     def _listed(self, stream: Any) -> Any:
-        """httpcore 0.14 asks the stream for TLS, and gets another one."""
+        """Httpcore 0.14 asks the stream for TLS, and gets another one."""
         if not self._http1:
             return make_steady(stream, self._close_timeout)
         start_tls, close_timeout = stream.start_tls, self._close_timeout
