@@ -36,7 +36,10 @@ if RELEASE < (0, 15) or not hasattr(httpx, "AsyncClient"):
 # Minutes a cell: the whole sweep, the chaos and the soak run where SLOW=1 asks for them.
 SLOW_FILES = ("test_bystanders.py", "test_soak.py", "test_cost.py")
 TRANSPORTS = ((3, 6), (3, 8), (3, 9))  # The Pythons that run test_custom_transports.py always.
-QUICK_SWEEP = ("test_http1[", "test_safe_client", "test_without")
+QUICK = {
+    "test_cancel_sweep.py": ("test_http1[", "test_safe_client", "test_without"),
+    "test_real_servers.py": ("test_redirect", "test_without"),
+}
 
 
 def pytest_collection_modifyitems(config, items):
@@ -48,7 +51,7 @@ def pytest_collection_modifyitems(config, items):
         here = sys.version_info[:2] in TRANSPORTS
         if file in SLOW_FILES or (file == "test_custom_transports.py" and not here):
             slow.append(item)
-        elif file == "test_cancel_sweep.py" and not item.name.startswith(QUICK_SWEEP):
+        elif file in QUICK and not item.name.startswith(QUICK[file]):
             slow.append(item)
     if slow:
         config.hook.pytest_deselected(items=slow)
