@@ -37,7 +37,7 @@ if RELEASE < (0, 15) or not hasattr(httpx, "AsyncClient"):
 SLOW_FILES = ("test_bystanders.py", "test_soak.py", "test_cost.py")
 TRANSPORTS = ((3, 6), (3, 8), (3, 9))  # The Pythons that run test_custom_transports.py always.
 QUICK = {
-    "test_cancel_sweep.py": ("test_http1[", "test_safe_client", "test_without"),
+    "test_cancel_sweep.py": ("test_http1[", "test_uvloop[", "test_safe_client", "test_without"),
     "test_real_servers.py": ("test_redirect", "test_without"),
 }
 

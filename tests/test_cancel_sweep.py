@@ -1,5 +1,7 @@
 """Cancel a request at every point where it suspends: nothing may be left behind."""
 
+import asyncio
+
 import httpx
 import pytest
 
@@ -103,6 +105,31 @@ def test_http2_through_connect_proxy(servers, name, mode):
 def test_socks_proxy(servers, name, mode):
     skip_unless(compat.socks_problem())
     check_with_net(servers, name, mode, proxy="socks")
+
+
+@pytest.fixture
+def uvloop(servers, monkeypatch):
+    """Each run gets a loop of uvloop's; the servers have theirs already."""
+    loops = pytest.importorskip("uvloop")
+    monkeypatch.setattr(asyncio, "new_event_loop", loops.new_event_loop)
+
+
+asyncio_modes = pytest.mark.parametrize("mode", ["once", "twice-2", "scope"])
+
+
+@needs_net
+@asyncio_modes
+@pytest.mark.parametrize("name", SHORT + ["slow-headers", "digest", "hooks"])
+def test_uvloop(uvloop, servers, name, mode):
+    check_with_net(servers, name, mode)
+
+
+@needs_net
+@asyncio_modes
+@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("way", ["tls", "http2"])
+def test_uvloop_over_tls(uvloop, servers, way, name, mode):
+    check_with_net(servers, name, mode, **{way: True})
 
 
 @needs_net
