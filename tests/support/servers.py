@@ -597,7 +597,7 @@ class _Upstream(asyncio.Protocol):
         self.transport = transport
 
     def data_received(self, data):
-        if not self._client.lost:
+        if not self._client.transport.is_closing():
             self._client.write(data)
 
     def connection_lost(self, exc):
