@@ -72,6 +72,9 @@ def guard_async(wrapped: Callable[..., Any], settings: Settings, owner: Any = No
             # No local name for the rescue: it would hold the frame that holds it.
             if not _is_dropped(exc):
                 await _Rescue(exc, settings, self, args, kwargs).run()
+                cancel = _swallowed_cancel(exc)
+                if cancel is not None:
+                    raise cancel from None
                 raise
             _closing.in_background(_Rescue(exc, settings, self, args, kwargs).run())
             if isinstance(exc, RuntimeError):
@@ -176,6 +179,14 @@ def _is_dropped(exc: BaseException) -> bool:
             exc.__context__, GeneratorExit
         )
     return isinstance(exc, GeneratorExit)
+
+
+def _swallowed_cancel(exc: BaseException) -> Optional[BaseException]:
+    """Return the cancel that httpcore's proxies made a ProxyError of, on Python before 3.8."""
+    error: Any = getattr(exc.__cause__, "args", None)
+    if type(exc).__name__ == "ProxyError" and error and _closing.is_cancel(error[0]):
+        return error[0]  # type: ignore[no-any-return]
+    return None
 
 
 def _guard_response(response: Any, kind: Any, settings: Settings) -> None:
@@ -283,7 +294,12 @@ class SyncGuardedStream(_GuardedStream, _SyncByteStream):  # type: ignore[misc]
 
 def _exchanges_of(stream: Any, exc: Optional[BaseException]) -> List[Any]:
     """Return the exchange that the close of `stream` left behind when it ended with `exc`."""
-    found = [] if exc is None else _pool.exchanges_in(_pool.frames_of(exc, _GUARDS), [])
+    found: List[Any] = []
+    try:
+        if exc is not None:
+            found = _pool.exchanges_in(_pool.frames_of(exc, _GUARDS), [])
+    except Exception as failure:
+        _pool.fall_back(failure)
     exchange = None if found else _pool.open_exchange(stream)
     if exchange is not None:
         exchange.gave_back = True

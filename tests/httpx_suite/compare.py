@@ -12,7 +12,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import httpx
 
@@ -28,7 +28,7 @@ def run_suite(checkout, *options):
     env = dict(os.environ, PYTHONPATH=str(HERE))
     status = subprocess.call(command + list(options), cwd=str(checkout), env=env)
     outcomes = {}
-    for case in ElementTree.parse(str(report)).iter("testcase"):
+    for case in ET.parse(str(report)).iter("testcase"):
         name = "%s::%s" % (case.get("classname"), case.get("name"))
         # One that fails in its teardown too has two entries.
         ends = [end.tag for end in case if end.tag in ("failure", "error", "skipped")]

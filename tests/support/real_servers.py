@@ -118,6 +118,5 @@ def serve():
         certificate = os.path.join(directory, "certificate.pem")
         issued = authority.issue_cert("127.0.0.1", "localhost")
         issued.private_key_and_cert_chain_pem.write_to_path(certificate)
-        with _hypercorn("http") as plain, _hypercorn("https", certificate) as tls:
-            with _proxy() as proxy:
-                yield RealServers(authority, plain, tls, proxy)
+        with _hypercorn("http") as plain, _hypercorn("https", certificate) as tls, _proxy() as proxy:
+            yield RealServers(authority, plain, tls, proxy)

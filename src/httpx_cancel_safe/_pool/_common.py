@@ -29,8 +29,23 @@ def run_now(result: Any) -> None:
 
 def close_method(resource: Any, is_async: bool = True) -> Callable[[], Any]:
     """Return the method of `resource` that closes it; asyncio's writers have no aclose."""
+    writer = getattr(resource, "stream_writer", None)
+    protocol = None if writer is None else writer.transport.get_protocol()
+    if writer is not None and protocol is not writer._protocol:
+        # A TLS handshake took its transport over: the writer would wait for ever.
+        transport = getattr(protocol, "_app_transport", None) or writer.transport
+        return transport.abort  # type: ignore[no-any-return]
     close = getattr(resource, "aclose", None) if is_async else None
     return close or resource.close  # type: ignore[no-any-return]
+
+
+def is_begun(state: Any, lock: Any) -> bool:
+    """Tell whether the preface is written or on its way; it must not come twice.
+
+    It raises the window of the connection. Who holds `lock` goes on with it.
+    """
+    lock = getattr(lock, "_lock", None)
+    return state.inbound_flow_control_window > 65535 and not (lock and lock.locked())
 
 
 def is_unfinished(state: Any, stream_id: Any) -> bool:

@@ -9,7 +9,7 @@ back already, may serve another request by now.
 import time
 from typing import Any, Callable, List, Optional
 
-from ._common import HALF_OPEN, HANDLE, close_method, is_unfinished, reset_stream, run_now
+from ._common import HALF_OPEN, HANDLE, close_method, is_begun, is_unfinished, reset_stream, run_now
 
 STREAM = "ResponseByteStream"  # What the pool hands out.
 
@@ -26,7 +26,6 @@ class Exchange:
         self.owns = False  # It had taken its HTTP/1.1 connection into use.
         self.stream_id: Optional[int] = None
         self.has_permit = True  # For its HTTP/2 stream.
-        self.initiates = False
         self.is_out_of_step = False  # Its HTTP/2 connection, by a write cut short.
         self.sockets: List[Any] = []
         self.dropped: List[Any] = []  # Idle connections it was taking out for the pool.
@@ -82,8 +81,8 @@ class Exchange:
             closers.append(close_method(inner.socket))
 
     def _end_stream(self, inner: Any, closers: List[Callable[[], Any]]) -> None:
-        if self.initiates:
-            # The preface is written, or on its way; it must not come twice.
+        state = getattr(inner, _name(inner, "h2_state"))
+        if is_begun(state, getattr(inner, "_initialization_lock", None)):
             setattr(inner, _name(inner, "sent_connection_init"), True)
         streams = getattr(inner, _name(inner, "streams"))
         if self.stream_id in streams:
@@ -93,7 +92,6 @@ class Exchange:
                 run_now(inner.max_streams_semaphore.release())
             if self.body is not None:
                 self.body._aclose_func = None
-            state = getattr(inner, _name(inner, "h2_state"))
             reset_stream(state, self.stream_id, events)
             closers.append(lambda: inner.socket.write(state.data_to_send(), {}))
 
@@ -137,8 +135,6 @@ def read(frames: List[Any]) -> List[Exchange]:
         elif where == "http2" and function in HANDLE:
             current.stream_id = local.get("stream_id", getattr(me, "stream_id", None))
             current.has_permit = not isinstance(error, Exception)  # Else httpcore did it.
-        elif where == "http2" and function == "send_connection_init":
-            current.initiates = True
         if function in HALF_OPEN and local.get(HALF_OPEN[function]) is not None:
             current.sockets.append(local[HALF_OPEN[function]])
         if where == "http2" and local.get("data_to_send"):
@@ -225,7 +221,7 @@ def _return_lost_permits(pool: Any) -> None:
     """Release what was acquired for a connection that never came into the books."""
     limit = pool._max_connections
     semaphore = getattr(pool._connection_semaphore, "semaphore", None)
-    if semaphore is None or not hasattr(pool, "aclose") or hasattr(pool, "proxy_origin"):
+    if semaphore is None or not hasattr(pool, "aclose"):
         return
     value = getattr(semaphore, "value", None)
     if value is None:

@@ -13,7 +13,7 @@ from typing import Any, Callable, List, Optional
 
 from .. import _closing
 from .._stats import warn_of
-from ._common import HALF_OPEN, HANDLE, close_method, is_unfinished, reset_stream, run_now
+from ._common import HALF_OPEN, HANDLE, close_method, is_begun, is_unfinished, reset_stream, run_now
 from .steady import SteadyMixin
 
 STREAM = "ConnectionPoolByteStream"  # What the pool hands out.
@@ -68,7 +68,6 @@ class Exchange:
         self.closing = False  # httpcore was closing its connection, and may have been cut short.
         self.h2: Any = None
         self.stream_id: Optional[int] = None
-        self.initiates = False
         self.is_out_of_step = False  # Its HTTP/2 connection, by a write cut short.
         self.sockets: List[Any] = []
         self.met: List[Any] = []  # Connections it was closing for the pool.
@@ -144,8 +143,7 @@ class Exchange:
                 closers.append(close_method(inner))
 
     def _end_stream(self, inner: Any, closers: List[Callable[[], Any]]) -> None:
-        if self.initiates and not inner._sent_connection_init:
-            # The preface is written, or waits in h2's buffer; it must not come twice.
+        if not inner._sent_connection_init and is_begun(inner._h2_state, inner._init_lock):
             names = vars(sys.modules["httpcore._synchronization"])
             is_async = hasattr(inner, "aclose")
             semaphore = names["AsyncSemaphore" if is_async else "Semaphore"]
@@ -210,8 +208,6 @@ def read(frames: List[Any]) -> List[Exchange]:
         elif where == "http2" and function in HANDLE:
             current.h2 = me
             current.stream_id = local.get("stream_id")
-        elif where == "http2" and function == "_send_connection_init":
-            current.initiates = True
         elif where == "http2" and function == "_write_outgoing_data":
             stream = me._network_stream
             unsteady = local.get("data_to_send") and not isinstance(stream, SteadyMixin)
