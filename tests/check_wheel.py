@@ -137,4 +137,5 @@ def test_it_works_where_the_sources_are_out_of_reach(built, python, pip, tmp_pat
     assert pathlib.Path(found.strip()).is_relative_to(tmp_path)
     report = run(inside, "-m", "httpx_cancel_safe", cwd=tmp_path)
     assert "httpx                   0.22.0, affected" in report
-    assert report.splitlines()[-1] == "Safe."
+    # A warning remains: nobody has switched the net on in this environment.
+    assert report.splitlines()[-1] == "Nothing failed, but see what is marked warn."

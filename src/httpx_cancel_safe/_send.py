@@ -62,7 +62,7 @@ def guard_async(wrapped: Callable[..., Any], settings: Settings, owner: Any = No
         except AttributeError:
             is_prepared = False
         if not is_prepared:
-            _prepare(self, settings)
+            _prepare(self, settings, _watch)
         try:
             if owner is None:
                 response = await call(self, *args, **kwargs)
@@ -99,6 +99,12 @@ def guard_sync(wrapped: Callable[..., Any], settings: Settings, owner: Any = Non
         if not settings.active:
             return call(self, *args, **kwargs)
         try:
+            is_prepared = self._cancel_safe_prepared is self._transport
+        except AttributeError:
+            is_prepared = False
+        if not is_prepared:
+            _prepare(self, settings, _watch_sync)
+        try:
             if owner is None:
                 response = call(self, *args, **kwargs)
             else:
@@ -113,7 +119,7 @@ def guard_sync(wrapped: Callable[..., Any], settings: Settings, owner: Any = Non
     return guard
 
 
-def _prepare(client: Any, settings: Settings) -> None:
+def _prepare(client: Any, settings: Settings, watch: Callable[..., Any]) -> None:
     """Do what must be done before the first request of `client` through its transports."""
     try:
         client._cancel_safe_prepared = client._transport
@@ -121,9 +127,11 @@ def _prepare(client: Any, settings: Settings) -> None:
         transports = [client._transport, *mounts.values()]
         for pool in _pool.pools_in(transports):
             make_writes_steady(pool, settings.close_timeout)
+            if hasattr(pool, "_close_expired_connections"):
+                _pool.listed.spare_sweeps(pool)
         watched = "_send_single_request" in vars(client)
         if not watched and not _pool.all_repairable(transports):
-            client._send_single_request = _watch(weakref.ref(client), settings)
+            client._send_single_request = watch(weakref.ref(client), settings)
     except Exception as failure:
         _pool.fall_back(failure)
 
@@ -150,6 +158,19 @@ def _watch(client: Any, settings: Settings) -> Any:
             now = _closing.innermost_scope()
             if now is not scope:
                 _guard_of(response).own_scope = _closing.outermost_within(now, scope)
+        return response
+
+    return guard
+
+
+def _watch_sync(client: Any, settings: Settings) -> Any:
+    """Return the same for a sync client, whose closes may raise in place of what went wrong."""
+
+    def guard(*args: Any, **kwargs: Any) -> Any:
+        me = client()
+        response = type(me)._send_single_request(me, *args, **kwargs)
+        if settings.active:
+            _guard_response(response, SyncGuardedStream, settings)
         return response
 
     return guard

@@ -17,6 +17,7 @@ from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Set
 
 from .. import _stats
 from . import counted, listed
+from ._common import HALF_OPEN
 from ._common import close_method as close_method
 
 
@@ -69,7 +70,9 @@ def frames_of(exc: BaseException, guards: Any) -> List[Frame]:
             module = frame.f_globals.get("__name__", "")
             if module.startswith(("httpx.", "httpcore.", "anyio.")) or module == "socket":
                 function = frame.f_code.co_name
-                own.append(Frame(module, function, frame.f_locals, one))
+                wanted = module.startswith("http") and module != "httpx._models"
+                local = frame.f_locals if wanted or function in HALF_OPEN else {}
+                own.append(Frame(module, function, local, one))
             traceback = traceback.tb_next
         found += own
         pending += [(other, False) for other in getattr(one, "exceptions", ())]
@@ -150,9 +153,10 @@ def all_repairable(transports: List[Any]) -> bool:
 
     That is so for pools that list their requests, as long as nothing is around them.
     """
-    default = getattr(sys.modules["httpx"], "AsyncHTTPTransport", None)
+    httpx = sys.modules["httpx"]
+    kinds = [getattr(httpx, name, None) for name in ("AsyncHTTPTransport", "HTTPTransport")]
     return generation() is listed and all(
-        one is None or type(one) is default for one in transports
+        one is None or type(one) in kinds for one in transports
     )
 
 

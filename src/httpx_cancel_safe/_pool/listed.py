@@ -9,6 +9,7 @@ import asyncio
 import sys
 import threading
 import time
+import weakref
 from typing import Any, Callable, List, Optional
 
 from .. import _closing
@@ -91,7 +92,7 @@ class Exchange:
         try:
             pool._requests.remove(status)
         except ValueError:
-            self.gave_back = True
+            self.gave_back = self.stream is not None  # Before a response nothing is given back.
         closers += [close_method(socket) for socket in self.sockets]
         if connection is not None:
             self._settle_connection(connection, closers)
@@ -111,31 +112,32 @@ class Exchange:
     def _settle_connection(self, connection: Any, closers: List[Callable[[], Any]]) -> None:
         inner = _established(connection)
         is_h2 = hasattr(inner, "_h2_state")
-        # What one has to itself nobody else can be using.
-        is_own = self.owns and not is_h2 and (self.keeps or not self.gave_back)
-        in_use = not is_own and _in_use(self.pool, connection)
         was_closed = inner is not None and inner.is_closed() and not self.closing
         if is_h2:
             self._end_stream(inner, closers)
             if self.is_out_of_step:
                 inner._connection_error = True
+            in_use = _in_use(self.pool, connection)
             broken = getattr(inner, "_connection_error", False) or inner._events
             gone = inner.is_closed() or self.is_out_of_step or (not in_use and broken)
             if not gone and not in_use:
                 _make_idle(inner)
         elif inner is None:
             # Others that wait for it will connect it themselves.
-            gone = not in_use
-        elif self.connects:
+            gone = not _in_use(self.pool, connection)
+        elif self.connects or inner.is_closed():
             gone = True
-        elif is_own and inner._state.name == "ACTIVE":
-            gone = True
-        elif inner._state.name == "NEW" and in_use:
-            # Unused, but only its maker could have begun: httpcore #1093, second shape.
-            _make_idle(inner)
+        elif inner.is_idle():
             gone = False
+        elif self.owns and (self.keeps or not self.gave_back):
+            gone = True  # Nobody else can be using it.
+        elif _in_use(self.pool, connection):
+            gone = False
+            if inner._state.name == "NEW":
+                # Unused, but only its maker could have begun: httpcore #1093, second shape.
+                _make_idle(inner)
         else:
-            gone = inner.is_closed() or not (in_use or inner.is_idle())
+            gone = True
         if gone:
             _vacate(self.pool, connection)
             if inner is not None and not was_closed:
@@ -215,7 +217,7 @@ def read(frames: List[Any]) -> List[Exchange]:
         if function == "aclose" and current is not None:
             current.closing = True
             current.gave_back = current.gave_back or where == "connection_pool"
-        if function == "_response_closed" and where == "http11":
+        if where == "http11" and function in ("_response_closed", "aclose"):
             current.keeps = True
         if function in HALF_OPEN:
             _note(current, local.get(HALF_OPEN[function]))
@@ -225,6 +227,24 @@ def read(frames: List[Any]) -> List[Exchange]:
             elif function.startswith("_receive"):
                 current.phase = "reading"
     return found
+
+
+def spare_sweeps(pool: Any) -> None:
+    """Have a pool look at all its connections for a new request, but not for a failed one.
+
+    Else a thousand requests that are cancelled at once make it a million looks.
+    """
+    if not hasattr(pool, "aclose") or "_close_expired_connections" in vars(pool):
+        return
+    me: Any = weakref.ref(pool)
+
+    def sweep() -> Any:
+        after = sys._getframe(1).f_code.co_name == "response_closed"
+        if after and sys.exc_info()[1] is not None:
+            return _close_all([])
+        return type(me())._close_expired_connections(me())
+
+    pool._close_expired_connections = sweep
 
 
 def exchanges_of(pool: Any, request: Any) -> List[Exchange]:
@@ -308,23 +328,25 @@ def _is_held(pool: Any) -> bool:
 
 def _serve_soon(pool: Any, closers: List[Callable[[], Any]]) -> None:
     """Give the waiting requests their turn: once for all that end in a pass of the loop."""
-    if _is_held(pool):
-        # Who holds the lock may be about to get a connection for itself.
-        closers.append(lambda: _serve_later(pool))
-    elif _closing.library() != "asyncio" or not hasattr(pool, "aclose"):
-        _serve(pool, closers)
-    elif not getattr(pool, "_cancel_safe_due", False):
-        pool._cancel_safe_due = True
-        asyncio.get_event_loop().call_soon(_serve_due, pool)
-
-
-def _serve_due(pool: Any) -> None:
-    pool._cancel_safe_due = False
-    closers: List[Callable[[], Any]] = []
-    if _is_held(pool):
+    if _closing.library() == "asyncio" and hasattr(pool, "aclose"):
+        loop = asyncio.get_event_loop()
+        if getattr(pool, "_cancel_safe_due", None) is not loop:
+            pool._cancel_safe_due = loop
+            loop.call_soon(_serve_due, pool)
+    elif _is_held(pool):
         closers.append(lambda: _serve_later(pool))
     else:
         _serve(pool, closers)
+
+
+def _serve_due(pool: Any) -> None:
+    if _is_held(pool):
+        # Who holds the lock may be about to get a connection for itself.
+        _closing.in_background(_serve_later(pool), "asyncio")
+        return
+    pool._cancel_safe_due = None
+    closers: List[Callable[[], Any]] = []
+    _serve(pool, closers)
     if closers:
         _closing.in_background(_close_all(closers), "asyncio")
 
@@ -332,6 +354,7 @@ def _serve_due(pool: Any) -> None:
 async def _serve_later(pool: Any) -> None:
     closers: List[Callable[[], Any]] = []
     async with pool._pool_lock:
+        pool._cancel_safe_due = None
         _serve(pool, closers)
     await _close_all(closers)
 
