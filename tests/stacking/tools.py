@@ -14,6 +14,7 @@ import httpx
 class Tool:
     package = ""  # The module that tells whether the tool is installed.
     touches = "send"  # The method of AsyncClient that it wraps; None if it stays away from them.
+    touches_inside = False  # It wraps one that `send` calls.
     removes = None  # How it takes itself off: see model.py. None if it cannot.
     mocks = False  # Whether it answers in place of the server.
     wraps_sync = True  # Whether we try it with the sync client too.
@@ -308,6 +309,7 @@ class VCR6(VCR):
     """Replaces `_send_single_request`, which nobody else does."""
 
     touches = None
+    touches_inside = True
     removes = "own"
     keeps_from_import = False
     extra = ()
