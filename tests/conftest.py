@@ -34,9 +34,10 @@ if RELEASE < (0, 15) or not hasattr(httpx, "AsyncClient"):
 
 
 # Minutes a cell: the whole sweep, the chaos and the soak run where SLOW=1 asks for them.
-SLOW_FILES = ("test_bystanders.py", "test_soak.py", "test_cost.py")
+SLOW_FILES = ("test_soak.py",)
 TRANSPORTS = ((3, 6), (3, 8), (3, 9))  # The Pythons that run test_custom_transports.py always.
 QUICK = {
+    "test_bystanders.py": ("test_neighbour", "test_newcomer"),
     "test_cancel_sweep.py": ("test_http1[", "test_uvloop[", "test_safe_client", "test_without"),
     "test_real_servers.py": ("test_redirect", "test_without"),
 }

@@ -158,6 +158,49 @@ def test_neighbour_goes_on(servers, name, way, http2, backend):
     assert not faults, "\n".join(faults)
 
 
+@needs_net
+@every_backend
+@every_version
+@pytest.mark.parametrize("way", ["once", "twice-3", "scope"])
+def test_newcomer_goes_on(servers, way, http2, backend):
+    """Two requests share a new pool; the first is cancelled at each of its suspension points."""
+    if way not in ways_on(backend):
+        pytest.skip("trio has scopes only")
+    if http2 and compat.HTTPX < (0, 21):
+        pytest.skip("httpcore before 0.14 does not share a connection that is still connecting")
+    http2_problem(http2, backend)
+
+    async def cancel_at(k, client, url, server):
+        cancelled, found = [], []
+
+        async def first():
+            cancelled.append(await cancelled_at(k, SCENARIOS["get"](client, url), way))
+
+        async def second():
+            try:
+                await SCENARIOS["get"](client, url)
+            except Exception as exc:
+                found.append("newcomer: " + say(exc))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(first)
+            group.start_soon(second)
+        return cancelled[0], found
+
+    faults = []
+    with httpx_cancel_safe.patched(), no_gc():
+        for k in range(1, 500):
+            body = functools.partial(cancel_at, k)
+            # httpcore before 0.14 does not always find the place that an idle connection keeps.
+            limit = 1 if compat.HTTPX >= (0, 21) else 2
+            cancelled, found = run_and_check(servers, backend, http2, limit, body, pool_timeout=2.0)
+            faults += ["k=%d %s" % (k, fault) for fault in found]
+            if not cancelled:
+                break
+    assert k > 2
+    assert not faults, "\n".join(faults)
+
+
 def http2_problem(http2, backend):
     """Skip where httpcore itself cannot do it, with the net or without, cancelled or not."""
     if http2 and sys.version_info < (3, 8):

@@ -28,6 +28,7 @@ from ._stats import count, logger, warn_of
 _AsyncByteStream: Any = getattr(httpx._client, "AsyncByteStream", object)
 _SyncByteStream: Any = getattr(httpx._client, "SyncByteStream", object)
 _no_close = getattr(_AsyncByteStream, "aclose", None)  # Inherited by what needs none.
+_no_close_sync = getattr(_SyncByteStream, "close", None)
 _IS_OLD = _AsyncByteStream is object  # A response closes by a callback.
 
 # What watched clients have open, by the frame of the guard around their `send`.
@@ -169,6 +170,11 @@ def _watch_sync(client: Any, settings: Settings) -> Any:
     def guard(*args: Any, **kwargs: Any) -> Any:
         me = client()
         response = type(me)._send_single_request(me, *args, **kwargs)
+        try:
+            if type(response.stream._stream).close is _no_close_sync:
+                return response
+        except AttributeError:
+            pass
         if settings.active:
             _guard_response(response, SyncGuardedStream, settings)
         return response

@@ -52,8 +52,10 @@ class Body(getattr(httpx, "SyncByteStream", object)):
     def __iter__(self):
         yield from self._chunks
 
-    def close(self):
-        pass
+    if not hasattr(httpx, "SyncByteStream"):
+
+        def close(self):
+            pass
 
 
 if HTTPX >= (0, 20):

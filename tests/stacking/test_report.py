@@ -50,7 +50,7 @@ def test_the_report_tells_who_is_there_and_whether_the_net_is(name, sequence, tm
     else:
         assert "somebody took it off" in found["new process"]["detail"]
     others = found["others around send"]["detail"]
-    if tool.touches_inside and model.on or "theirs" in model.layers:
+    if (tool.touches_inside and model.on) or "theirs" in model.layers:
         assert others.startswith(tool.package + ".")
     else:
         assert others == "none"

@@ -14,6 +14,7 @@ from typing import Any, Dict
 
 from .. import _closing
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, section 3.4.
 _classes: Dict[type, type] = {}
 
 
@@ -22,19 +23,28 @@ class SteadyMixin:
 
     close_timeout = 5.0
     is_out_of_step = False
+    has_written = False
 
-    def write(self, *args: Any, **kwargs: Any) -> Any:
-        work = super().write(*args, **kwargs)  # type: ignore[misc]
-        return self._write_steadily(work) if not args or args[0] else work
+    def write(self, data: bytes, *args: Any, **kwargs: Any) -> Any:
+        if not self.has_written:
+            # The request that prepared it may have been cancelled before it could write:
+            # then the next one has prepared it again, and both wait in the buffer.
+            data = data[: len(PREFACE)] + data[len(PREFACE) :].replace(PREFACE, b"")
+        work = super().write(data, *args, **kwargs)  # type: ignore[misc]
+        return self._write_steadily(work) if data else work
 
     async def _write_steadily(self, work: Any) -> None:
         seconds = self.close_timeout
         if "trio" in sys.modules and _closing.library() == "trio":
             seconds = math.inf  # It cannot tell a cancel from none; httpx has a limit.
         effort = await _closing.uninterrupted(work, seconds)
+        is_preface, self.has_written = not self.has_written, True
         if effort is not None:
             self.is_out_of_step = self.is_out_of_step or effort.timed_out
-            await effort.let_cancel()
+            if is_preface:
+                effort.redeliver()  # Once httpcore has noted that it need not come again.
+            else:
+                await effort.let_cancel()
 
 
 def make_steady(stream: Any, close_timeout: float) -> Any:
