@@ -3,7 +3,6 @@
 import os
 import pathlib
 import platform
-import sys
 
 import pytest
 
@@ -35,7 +34,6 @@ if RELEASE < (0, 15) or not hasattr(httpx, "AsyncClient"):
 
 # Minutes a cell: the whole sweep, the chaos and the soak run where SLOW=1 asks for them.
 SLOW_FILES = ("test_soak.py",)
-TRANSPORTS = ((3, 6), (3, 8), (3, 9))  # The Pythons that run test_custom_transports.py always.
 QUICK = {
     "test_bystanders.py": ("test_neighbour", "test_newcomer"),
     "test_cancel_sweep.py": ("test_http1[", "test_uvloop[", "test_safe_client", "test_without"),
@@ -49,8 +47,7 @@ def pytest_collection_modifyitems(config, items):
     slow = []
     for item in items:
         file = pathlib.Path(str(item.fspath)).name
-        here = sys.version_info[:2] in TRANSPORTS
-        if file in SLOW_FILES or (file == "test_custom_transports.py" and not here):
+        if file in SLOW_FILES:
             slow.append(item)
         elif file in QUICK and not item.name.startswith(QUICK[file]):
             slow.append(item)

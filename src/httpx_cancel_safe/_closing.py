@@ -351,8 +351,8 @@ def innermost_scope() -> Any:
     if "trio" in modules and library() == "trio":
         status = modules["trio"].lowlevel.current_task()._cancel_status
         return getattr(status, "_scope", None)
-    if "anyio._backends._asyncio" not in modules:
-        return None  # Nobody can have entered one.
+    if not hasattr(modules.get("anyio._backends._asyncio"), "_task_states"):
+        return None  # Nobody can have entered one, though another thread may be importing it.
     state = _task_state()
     return None if state is None else state.cancel_scope
 

@@ -3,18 +3,17 @@
 import contextlib
 import os
 import sys
-import threading
 import types
 import warnings
 import weakref
 from typing import Any, Iterator, List, Optional
 
 from ._releases import UnsupportedHTTPXError, is_affected
-from ._stats import logger
+from ._stats import lock_across_forks, logger
 
 SWITCH = "HTTPX_CANCEL_SAFE"
 
-_lock = threading.Lock()
+_lock = lock_across_forks()
 _settings: Any = None  # Of all guards; made once, as some stay in foreign hands.
 # The guards that `patch()` made. Some tools bring an older one back: it works as well.
 _made: Any = weakref.WeakSet()
@@ -130,9 +129,13 @@ def unpatch() -> None:
         if _settings is None:
             return
         _settings.active = False
+        # Kept until the class has forgotten it: Python calls what watches a dying attribute
+        # while other threads still find it, and crashes there.
+        taken_off = []
         for owner in _classes():
             while _is_ours(owner.__dict__["send"]):
-                owner.send = owner.__dict__["send"].__wrapped__
+                taken_off.append(owner.__dict__["send"])
+                owner.send = taken_off[-1].__wrapped__
 
 
 def is_patched() -> bool:

@@ -56,7 +56,8 @@ def guard_async(wrapped: Callable[..., Any], settings: Settings, owner: Any = No
 
     @functools.wraps(wrapped)
     async def guard(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not settings.active:
+        acts = settings.active
+        if not acts:
             return await call(self, *args, **kwargs)
         try:
             is_prepared = self._cancel_safe_prepared is self._transport
@@ -97,7 +98,8 @@ def guard_sync(wrapped: Callable[..., Any], settings: Settings, owner: Any = Non
 
     @functools.wraps(wrapped)
     def guard(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not settings.active:
+        acts = settings.active
+        if not acts:
             return call(self, *args, **kwargs)
         try:
             is_prepared = self._cancel_safe_prepared is self._transport
@@ -190,7 +192,7 @@ def _note_opened(response: Any) -> None:
     """
     frame: Any = sys._getframe(2)
     while frame is not None:
-        if id(frame.f_code) in _GUARDS:
+        if id(frame.f_code) in _GUARDS and frame.f_locals["acts"]:
             _opened.setdefault(id(frame), []).append(response)
             return
         frame = frame.f_back
@@ -292,7 +294,9 @@ class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):  # type: ignore[misc
         await self.aclose()
 
     async def _settle_after(self, exc: Optional[BaseException] = None) -> None:
-        await _clean_up(_pool.settle(_exchanges_of(self._stream, exc)), self._settings)
+        closers = _pool.settle(_exchanges_of(self._stream, exc))
+        if closers:  # Else a cancel that is to come next would end in here.
+            await _clean_up(closers, self._settings)
 
 
 class SyncGuardedStream(_GuardedStream, _SyncByteStream):  # type: ignore[misc]

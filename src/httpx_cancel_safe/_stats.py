@@ -1,9 +1,10 @@
 """What the net has caught so far, and the one logger it speaks through."""
 
 import logging
+import os
 import threading
 import traceback
-from typing import Dict, NamedTuple
+from typing import Any, Dict, NamedTuple
 
 logger = logging.getLogger("httpx_cancel_safe")
 logger.addHandler(logging.NullHandler())
@@ -20,7 +21,20 @@ class Stats(NamedTuple):
     by_phase: Dict[str, int]
 
 
-_lock = threading.Lock()
+def lock_across_forks() -> Any:
+    """Return a lock that nobody else holds when this process forks.
+
+    A finalizer or a signal handler may come back to it in the thread that holds it.
+    """
+    lock = threading.RLock()
+    if hasattr(os, "register_at_fork"):  # Python 3.6 tells nobody.
+        os.register_at_fork(
+            before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release
+        )
+    return lock
+
+
+_lock = lock_across_forks()
 _counts: Dict[str, int] = dict.fromkeys(("released", "failed", "timed_out", *PHASES), 0)
 
 

@@ -45,7 +45,7 @@ def frames_of(exc: BaseException, guards: Any) -> List[Frame]:
     """Return the frames of httpx, httpcore and below that `exc` came through.
 
     `guards` are the ids of the code objects of our guards. What lies under another guard has been
-    seen to there; an exception from before this exchange has gone through one too.
+    seen to there, if that one acts; an exception from before this exchange has gone through one too.
     """
     found: List[Frame] = []
     pending: List[Any] = [(exc, True)]
@@ -62,7 +62,7 @@ def frames_of(exc: BaseException, guards: Any) -> List[Frame]:
             traceback = traceback.tb_next  # The guard itself.
         while traceback is not None:
             frame = traceback.tb_frame
-            if id(frame.f_code) in guards:
+            if id(frame.f_code) in guards and frame.f_locals["acts"]:
                 if not first:
                     own = []
                 inside = True
