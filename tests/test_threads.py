@@ -1,0 +1,308 @@
+"""Several threads, event loops and processes: none of them loses anything, or waits, for another."""
+
+import ast
+import collections
+import contextlib
+import logging
+import multiprocessing
+import os
+import pathlib
+import socket
+import sys
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+import httpx_cancel_safe
+from httpx_cancel_safe import _stats
+
+from .support import compat
+from .support.cancelling import cancelled_at, run, ways_on
+from .support.scenarios import SCENARIOS, expect
+from .support.servers import serve
+from .support.sweep import Noise, no_gc, target
+
+pytestmark = pytest.mark.skipif(compat.FIXED, reason="httpx %s needs no net" % httpx.__version__)
+
+MOST_POINTS = 200
+
+
+@pytest.fixture(scope="module")
+def servers():
+    with serve() as running:
+        yield running
+
+
+@pytest.fixture
+def noise():
+    """What Python, the loops and the net complain about: nothing."""
+    with Noise() as heard, no_gc():
+        yield heard
+    assert heard.take() == []
+
+
+@contextlib.contextmanager
+def all_counted(caplog):
+    """Each rescue is logged where it is counted: what the log has more was lost."""
+    before = httpx_cancel_safe.stats()
+    with caplog.at_level(logging.DEBUG, "httpx_cancel_safe"):
+        yield
+    after = httpx_cancel_safe.stats()
+    debug = [record for record in caplog.records if record.levelno == logging.DEBUG]
+    phases = collections.Counter(record.args[2] for record in debug)
+    counted = {phase: count - before.by_phase[phase] for phase, count in after.by_phase.items()}
+    assert counted == {phase: phases[phase] for phase in counted}
+    assert after.released - before.released == len(debug) > 0
+    assert (after.failed, after.timed_out) == (before.failed, before.timed_out)
+
+
+@pytest.fixture
+def hasty():
+    """Threads that change places as often as Python lets them."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def at_once(*functions):
+    """Run functions in threads of their own that start together; return what they returned."""
+    barrier = threading.Barrier(len(functions))
+
+    def start(function):
+        barrier.wait()
+        return function()
+
+    with ThreadPoolExecutor(len(functions)) as threads:
+        return list(threads.map(start, functions))
+
+
+async def cancel_everywhere(client, url, name, way):
+    """Cancel a request at each point where it suspends, on one client; how many there were."""
+    for k in range(1, MOST_POINTS):
+        if not await cancelled_at(k, SCENARIOS[name](client, url), way):
+            return k - 1
+    raise AssertionError("the scenario has no end")
+
+
+# -- Loops -------------------------------------------------------------------------------------
+
+
+async def nothing():
+    pass
+
+
+def import_backends(noise, backends):
+    """Import what anyio needs for them: it is not up to two threads that come first."""
+    for backend in set(backends):
+        run(noise, backend, nothing)
+
+
+@pytest.mark.parametrize("backends", [["asyncio"] * 4, ["asyncio", "trio"] * 2], ids="-".join)
+def test_every_loop_has_its_pool_whole_and_every_rescue_is_counted(backends, servers, noise, hasty, caplog):
+    if "trio" in backends and compat.trio_problem():
+        pytest.skip(compat.trio_problem())
+    import_backends(noise, backends)
+    url, _, factory = target(servers, httpx.AsyncClient)
+
+    def thread(backend):
+        async def main():
+            client = factory()
+            points = 0
+            for name in ("redirect", "stream-left"):
+                for way in ways_on(backend):
+                    points += await cancel_everywhere(client, url, name, way)
+            expect(await client.get(url + "/get"))
+            await client.aclose()  # Raises where a request is still in flight.
+            return points
+
+        return lambda: run(noise, backend, main)
+
+    with httpx_cancel_safe.patched(), all_counted(caplog):
+        points = at_once(*[thread(backend) for backend in backends])
+    assert min(points) > 10
+    assert servers.plain.wait_closed_to(0, 5)
+
+
+@pytest.fixture
+def step_by_step():
+    """Threads that start now take turns at every step of the counting."""
+
+    def take_turns(frame, event, argument):
+        if frame.f_globals is vars(_stats):
+            frame.f_trace_opcodes = True
+            time.sleep(0.0001)
+            return take_turns
+
+    threading.settrace(take_turns)
+    yield
+    threading.settrace(None)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 7), reason="Python 3.6 traces no single steps")
+def test_counting_loses_nothing(step_by_step):
+    def count():
+        for _ in range(10):
+            _stats.count("released", "reading")
+
+    before = httpx_cancel_safe.stats()
+    at_once(*[count] * 4)
+    after = httpx_cancel_safe.stats()
+    assert after.released - before.released == 40
+    assert after.by_phase["reading"] - before.by_phase["reading"] == 40
+
+
+# -- Threads on one sync client ----------------------------------------------------------------
+
+
+class Abort(BaseException):
+    """What a hook or a socket may throw: not an Exception, as KeyboardInterrupt."""
+
+
+class _Due(threading.local):
+    left = 0  # Blocking calls of this thread up to the one that is interrupted.
+
+
+@pytest.fixture
+def due(monkeypatch):
+    due = _Due()
+
+    def interrupting(original):
+        def call(sock, *args):
+            if due.left:
+                due.left -= 1
+                if not due.left:
+                    raise Abort
+            return original(sock, *args)
+
+        return call
+
+    for name in ("connect", "send", "sendall", "recv"):
+        monkeypatch.setattr(socket.socket, name, interrupting(getattr(socket.socket, name)))
+    return due
+
+
+def abort(response):
+    if "x-abort" in response.request.headers:
+        raise Abort
+
+
+def test_threads_share_a_sync_client(servers, noise, hasty, due, caplog):
+    """Some requests end in exceptions, the others share the pool with them, and all succeed."""
+    url = servers.plain.url
+    client = httpx.Client(
+        limits=httpx.Limits(max_connections=2, max_keepalive_connections=2),
+        timeout=httpx.Timeout(20.0),
+        trust_env=False,
+        # httpcore's sync pools close an idle connection that another thread has just got.
+        headers={"connection": "close"},
+        event_hooks={"response": [abort]},
+    )
+    aborted = []
+
+    def interrupted():
+        for k in list(range(1, 8)) * 4:
+            due.left = k
+            try:
+                expect(client.get(url + "/get"))
+            except Abort:
+                aborted.append(k)
+            due.left = 0
+
+    def hooked():
+        for path in ["/get", "/chunked"] * 12:
+            with pytest.raises(Abort):
+                client.get(url + path, headers={"x-abort": "1"})
+            aborted.append(path)
+
+    def bystander():
+        for _ in range(30):
+            expect(client.get(url + "/get"))
+
+    with httpx_cancel_safe.patched(), all_counted(caplog):
+        at_once(interrupted, hooked, bystander, interrupted, hooked, bystander)
+        # Both places can be had.
+        with client.stream("GET", url + "/get"), client.stream("GET", url + "/get"):
+            pass
+        client.close()
+    assert len(aborted) > 60
+    assert servers.plain.wait_closed_to(0, 5)
+
+
+# -- Forks -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_child():
+    """Run a function in a process that is forked from this one; one that hangs is ended."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system cannot fork")
+
+    def fork(function):
+        child = multiprocessing.get_context("fork").Process(target=function)
+        with warnings.catch_warnings():
+            # From Python 3.12 on: there are threads. They are what is tested.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child.start()
+        child.join(20)
+        child.terminate()
+        child.join()
+        assert child.exitcode == 0, "it hung" if child.exitcode < 0 else "it failed"
+
+    return fork
+
+
+def test_a_child_goes_on_with_clients_of_its_own(servers, noise, in_child):
+    url, _, factory = target(servers, httpx.AsyncClient)
+
+    async def use_new_client():
+        client = factory()
+        for way in ways_on("asyncio"):
+            assert await cancel_everywhere(client, url, "redirect", way) > 3
+        await client.aclose()
+
+    def child():
+        before = httpx_cancel_safe.stats().released
+        run(noise, "asyncio", use_new_client)
+        assert httpx_cancel_safe.stats().released > before
+        assert httpx_cancel_safe.is_patched()
+        httpx_cancel_safe.unpatch()
+        assert not httpx_cancel_safe.is_patched()
+        assert noise.take() == []
+
+    async def parent():
+        client = factory()
+        await cancel_everywhere(client, url, "redirect", "once")
+        before = httpx_cancel_safe.stats()
+        in_child(child)
+        assert httpx_cancel_safe.stats() == before
+        await cancel_everywhere(client, url, "redirect", "once")
+        await client.aclose()
+
+    with httpx_cancel_safe.patched():
+        run(noise, "asyncio", parent)
+        assert httpx_cancel_safe.is_patched()
+    assert servers.plain.wait_closed_to(0, 5)
+
+
+# -- Locks -------------------------------------------------------------------------------------
+
+
+def test_no_lock_is_held_over_an_await():
+    waits = (ast.Await, ast.Yield, ast.YieldFrom, ast.AsyncFor, ast.AsyncWith)
+    held = []
+    for file in pathlib.Path(httpx_cancel_safe.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            # Locks are taken by `with` alone.
+            assert not (isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "acquire")
+            if isinstance(node, (ast.With, ast.AsyncWith)) and any(
+                "lock" in ast.dump(item.context_expr) for item in node.items
+            ):
+                inside = [inner for line in node.body for inner in ast.walk(line)]
+                assert not any(isinstance(inner, waits) for inner in inside), (file, node.lineno)
+                held.append(node)
+    assert len(held) > 4
