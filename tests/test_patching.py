@@ -404,6 +404,14 @@ def test_patched_around_a_tool_leaves_the_tool(tool):
     assert calls_seen(tool) == 2
 
 
+def test_a_safe_client_keeps_its_net_over_one_that_lets_everything_pass(tool):
+    httpx_cancel_safe.patch()
+    tool.install()
+    httpx_cancel_safe.unpatch()  # Ours stays under theirs.
+    assert closes(httpx_cancel_safe.SafeAsyncClient) == 1
+    assert sync_closes(httpx_cancel_safe.SafeClient) == 1
+
+
 def test_a_tool_that_goes_after_the_net_leaves_the_httpx_of_before():
     tool = Datadog()
     httpx_cancel_safe.patch()

@@ -1,6 +1,7 @@
 """Several threads, event loops and processes: none of them loses anything, or waits, for another."""
 
 import ast
+import asyncio
 import collections
 import contextlib
 import logging
@@ -11,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+import types
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,16 +20,18 @@ import httpx
 import pytest
 
 import httpx_cancel_safe
-from httpx_cancel_safe import _stats
+from httpx_cancel_safe import _patch, _stats
 
 from .support import compat
 from .support.cancelling import cancelled_at, run, ways_on
+from .support.custom import AsyncAdapter
 from .support.scenarios import SCENARIOS, expect
 from .support.servers import serve
 from .support.sweep import Noise, no_gc, target
 
 pytestmark = pytest.mark.skipif(compat.FIXED, reason="httpx %s needs no net" % httpx.__version__)
 
+CLASSES = (httpx._client.AsyncClient, httpx._client.Client)
 MOST_POINTS = 200
 
 
@@ -233,6 +237,57 @@ def test_threads_share_a_sync_client(servers, noise, hasty, due, caplog):
     assert servers.plain.wait_closed_to(0, 5)
 
 
+# -- Patching under load -----------------------------------------------------------------------
+
+
+def sends():
+    return [vars(cls)["send"] for cls in CLASSES]
+
+
+def test_patching_and_unpatching_harm_no_request(servers, noise, hasty):
+    import_backends(noise, ["asyncio"])
+    url, _, factory = target(servers, httpx.AsyncClient)
+    # What is cancelled needs a net of its own, or it loses its connection in between.
+    safe_factory = target(servers, httpx_cancel_safe.SafeAsyncClient)[2]
+    own = sends()
+    over = threading.Event()
+    rounds = []
+
+    def toggle():
+        while not over.is_set():
+            assert httpx_cancel_safe.patch() is True
+            assert httpx_cancel_safe.is_patched()
+            assert [send.__wrapped__ for send in sends()] == own  # And not wrapped twice.
+            httpx_cancel_safe.unpatch()
+            assert not httpx_cancel_safe.is_patched()
+            assert sends() == own
+            rounds.append(1)
+
+    async def main():
+        client, safe = factory(), safe_factory()
+        for way in ways_on("asyncio"):
+            await cancel_everywhere(safe, url, "redirect", way)
+            for name in ("get", "redirect", "stream"):
+                await SCENARIOS[name](client, url)
+        expect(await safe.get(url + "/get"))
+        await safe.aclose()
+        await client.aclose()
+
+    def worker():
+        run(noise, "asyncio", main)
+
+    def workers():
+        try:
+            at_once(worker, worker, worker)
+        finally:
+            over.set()
+
+    at_once(toggle, workers)
+    assert len(rounds) > 10
+    assert sends() == own
+    assert servers.plain.wait_closed_to(0, 5)
+
+
 # -- Forks -------------------------------------------------------------------------------------
 
 
@@ -289,7 +344,60 @@ def test_a_child_goes_on_with_clients_of_its_own(servers, noise, in_child):
     assert servers.plain.wait_closed_to(0, 5)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 7), reason="Python 3.6 tells nobody of a fork")
+@pytest.mark.parametrize("held", ["stats", "patch"])
+def test_a_fork_waits_for_who_counts_or_patches(held, in_child, hasty):
+    """Else a child finds a lock that nobody in it will release, or one class patched of two."""
+    over = threading.Event()
+
+    def busy():
+        while not over.is_set():
+            if held == "stats":
+                _stats.count("released", "reading")
+            else:
+                httpx_cancel_safe.patch()
+                httpx_cancel_safe.unpatch()
+
+    def child():
+        now = httpx_cancel_safe.stats()
+        assert now.released == sum(now.by_phase.values())
+        assert len({hasattr(send, "__wrapped__") for send in sends()}) == 1
+        httpx_cancel_safe.patch()
+        assert httpx_cancel_safe.is_patched()
+
+    with ThreadPoolExecutor(1) as threads:
+        thread = threads.submit(busy)
+        try:
+            for _ in range(20):
+                in_child(child)
+        finally:
+            over.set()
+        thread.result()
+    httpx_cancel_safe.unpatch()
+
+
 # -- Locks -------------------------------------------------------------------------------------
+
+
+def test_a_signal_handler_or_a_finalizer_may_ask_at_any_time(in_child):
+    def ask(frame, event, argument):
+        """What may run between any two lines of a thread."""
+        if frame.f_globals.get("__name__") in (_stats.__name__, _patch.__name__):
+            _stats.count("failed")
+            httpx_cancel_safe.stats()
+            httpx_cancel_safe.is_patched()
+            return ask
+
+    def child():  # In the same process it would keep the locks if it hung.
+        sys.settrace(ask)
+        _stats.count("failed")
+        httpx_cancel_safe.stats()
+        httpx_cancel_safe.patch()
+        httpx_cancel_safe.is_patched()
+        httpx_cancel_safe.unpatch()
+        sys.settrace(None)
+
+    in_child(child)
 
 
 def test_no_lock_is_held_over_an_await():
@@ -306,3 +414,29 @@ def test_no_lock_is_held_over_an_await():
                 assert not any(isinstance(inner, waits) for inner in inside), (file, node.lineno)
                 held.append(node)
     assert len(held) > 4
+
+
+def test_anyio_may_be_on_its_way_in_another_thread(monkeypatch):
+    """Its backend stands among the modules before its names are there."""
+    at_hand = types.ModuleType("anyio._backends._asyncio")
+    monkeypatch.setitem(sys.modules, at_hand.__name__, at_hand)
+    begun = []
+
+    class Transport(AsyncAdapter):
+        async def exchange(self, asked):
+            begun.append(asked)
+            await asyncio.Event().wait()
+
+    async def main():
+        async with httpx.AsyncClient(transport=Transport()) as client:
+            task = asyncio.ensure_future(client.get("http://custom.test"))
+            while not begun and not task.done():
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled(), task.exception()
+
+    loop = asyncio.new_event_loop()
+    with httpx_cancel_safe.patched():
+        loop.run_until_complete(main())
+    loop.close()
