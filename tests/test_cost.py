@@ -148,7 +148,8 @@ def test_request_that_ends_well(kind, net, is_async):
     else:
         most = MOST_CALLS[kind][0 if is_async else 1]
         assert len(calls.ours) <= most, calls.ours
-        assert calls.others <= plain.others + most
+        # Python 3.6 looks for the current task in Python.
+        assert calls.others <= plain.others + (3 if sys.version_info < (3, 7) else 1) * most
 
 
 class Nothing:
