@@ -11,7 +11,7 @@ import sys
 import types
 from typing import Any, Coroutine, Generator, List, Optional, Set
 
-from ._stats import warn_of
+from ._stats import count, logger, warn_of
 
 _current_task: Any = getattr(asyncio, "current_task", None) or getattr(
     asyncio.Task, "current_task", None
@@ -159,15 +159,15 @@ class Progress:
         self.has_begun = False
         self.is_over = False
 
-    def take_over(self, seconds: float) -> Coroutine[Any, Any, None]:
+    def take_over(self, seconds: float) -> Coroutine[Any, Any, Any]:
         """Return what ends it. The first one to ask gets it."""
         mine, self.is_over = not self.is_over, True
         return _take_over(self, seconds) if mine else _nothing()
 
 
-async def _take_over(progress: Progress, seconds: float) -> None:
+async def _take_over(progress: Progress, seconds: float) -> Any:
     try:
-        await uninterrupted(progress.coroutine, seconds, True, progress)
+        return await uninterrupted(progress.coroutine, seconds, True, progress)
     except BaseException as failure:
         progress.coroutine.close()
         warn_of("a clean-up failed", failure)
@@ -175,6 +175,13 @@ async def _take_over(progress: Progress, seconds: float) -> None:
 
 async def _nothing() -> None:
     pass
+
+
+async def _end(work: Coroutine[Any, Any, Any], seconds: float) -> None:
+    effort = await work
+    if effort is not None and effort.timed_out:
+        count("timed_out")
+        logger.warning("a clean-up was given up after %s seconds", seconds)
 
 
 @types.coroutine
@@ -264,7 +271,7 @@ def uninterrupted(
         pass
     except GeneratorExit:
         # This task is dropped. Another one has to end what was begun.
-        in_background(progress.take_over(seconds))
+        in_background(_end(progress.take_over(seconds), seconds))
         raise
     except BaseException as exc:
         if effort is None or not effort.timed_out or not is_cancel(exc):
