@@ -3,6 +3,7 @@
 import os
 import pathlib
 import platform
+import sys
 
 import pytest
 
@@ -47,7 +48,9 @@ def pytest_collection_modifyitems(config, items):
     slow = []
     for item in items:
         file = pathlib.Path(str(item.fspath)).name
-        if file in SLOW_FILES:
+        # Cut short once in three runs of Python 3.12, on a busy machine; not understood yet.
+        unsure = sys.version_info >= (3, 12) and "WaitForStream" in item.name
+        if file in SLOW_FILES or unsure:
             slow.append(item)
         elif file in QUICK and not item.name.startswith(QUICK[file]):
             slow.append(item)

@@ -74,7 +74,7 @@ def _progress(what: str) -> None:
 
 if __name__ == "__main__":
     try:
-        status = main()
+        status: int = main()
     except BrokenPipeError:  # `| head` has seen enough. Python flushes once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 2
