@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(config, items):
     slow = []
     for item in items:
         file = pathlib.Path(str(item.fspath)).name
-        # Cut short once in three runs of Python 3.12, on a busy machine; not understood yet.
+        # Its time-out of 2 ms may strike in the same pass of the loop as the cancel: see the README's Limits.
         unsure = sys.version_info >= (3, 12) and "WaitForStream" in item.name
         if file in SLOW_FILES or unsure:
             slow.append(item)
