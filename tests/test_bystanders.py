@@ -122,6 +122,20 @@ def run_and_check(servers, backend, http2, limit, body, pool_timeout=10.0, **opt
     return result, faults
 
 
+def cancel_at_each_point(servers, backend, http2, limit, cancel_at):
+    """Run cancel_at(k, client, url, server) for each k, until no request is cancelled any more."""
+    faults = []
+    with httpx_cancel_safe.patched(), no_gc():
+        for k in range(1, 500):
+            body = functools.partial(cancel_at, k)
+            cancelled, found = run_and_check(servers, backend, http2, limit, body, pool_timeout=2.0)
+            faults += ["k=%d %s" % (k, fault) for fault in found]
+            if not cancelled:
+                break
+    assert k > 2
+    assert not faults, "\n".join(faults)
+
+
 @needs_net
 @every_backend
 @every_version
@@ -144,18 +158,7 @@ def test_neighbour_goes_on(servers, name, way, http2, backend):
             neighbour.release()
         return cancelled, ["neighbour: " + neighbour.fault] if neighbour.fault else []
 
-    faults = []
-    with httpx_cancel_safe.patched(), no_gc():
-        for k in range(1, 500):
-            body = functools.partial(cancel_at, k)
-            cancelled, found = run_and_check(
-                servers, backend, http2, 1 if http2 else 2, body, pool_timeout=2.0
-            )
-            faults += ["k=%d %s" % (k, fault) for fault in found]
-            if not cancelled:
-                break
-    assert k > 2
-    assert not faults, "\n".join(faults)
+    cancel_at_each_point(servers, backend, http2, 1 if http2 else 2, cancel_at)
 
 
 @needs_net
@@ -187,18 +190,9 @@ def test_newcomer_goes_on(servers, way, http2, backend):
             group.start_soon(second)
         return cancelled[0], found
 
-    faults = []
-    with httpx_cancel_safe.patched(), no_gc():
-        for k in range(1, 500):
-            body = functools.partial(cancel_at, k)
-            # httpcore before 0.14 does not always find the place that an idle connection keeps.
-            limit = 1 if compat.HTTPX >= (0, 21) else 2
-            cancelled, found = run_and_check(servers, backend, http2, limit, body, pool_timeout=2.0)
-            faults += ["k=%d %s" % (k, fault) for fault in found]
-            if not cancelled:
-                break
-    assert k > 2
-    assert not faults, "\n".join(faults)
+    # httpcore before 0.14 does not always find the place that an idle connection keeps.
+    limit = 1 if compat.HTTPX >= (0, 21) else 2
+    cancel_at_each_point(servers, backend, http2, limit, cancel_at)
 
 
 def http2_problem(http2, backend):

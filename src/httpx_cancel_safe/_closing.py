@@ -11,7 +11,7 @@ import sys
 import types
 from typing import Any, Coroutine, Generator, List, Optional, Set
 
-from ._stats import count, logger, warn_of
+from ._stats import give_up, warn_of
 
 _current_task: Any = getattr(asyncio, "current_task", None) or getattr(
     asyncio.Task, "current_task", None
@@ -162,7 +162,7 @@ class Progress:
     def take_over(self, seconds: float) -> Coroutine[Any, Any, Any]:
         """Return what ends it. The first one to ask gets it."""
         mine, self.is_over = not self.is_over, True
-        return _take_over(self, seconds) if mine else _nothing()
+        return _take_over(self, seconds) if mine else nothing()
 
 
 async def _take_over(progress: Progress, seconds: float) -> Any:
@@ -173,15 +173,14 @@ async def _take_over(progress: Progress, seconds: float) -> Any:
         warn_of("a clean-up failed", failure)
 
 
-async def _nothing() -> None:
-    pass
+async def nothing() -> None:
+    """Do nothing, where something is awaited."""
 
 
 async def _end(work: Coroutine[Any, Any, Any], seconds: float) -> None:
     effort = await work
     if effort is not None and effort.timed_out:
-        count("timed_out")
-        logger.warning("a clean-up was given up after %s seconds", seconds)
+        give_up(seconds)
 
 
 @types.coroutine

@@ -21,8 +21,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import httpx
 
 from . import _closing, _pool
-from ._pool.steady import make_writes_steady
-from ._stats import count, logger, warn_of
+from ._stats import count, give_up, logger, warn_of
 
 # Response streams are checked to be of these from httpx 0.18 on.
 _AsyncByteStream: Any = getattr(httpx._client, "AsyncByteStream", object)
@@ -126,14 +125,9 @@ def _prepare(client: Any, settings: Settings, watch: Callable[..., Any]) -> None
     """Do what must be done before the first request of `client` through its transports."""
     try:
         client._cancel_safe_prepared = client._transport
-        mounts = getattr(client, "_mounts", None) or getattr(client, "_proxies", {})
-        transports = [client._transport, *mounts.values()]
-        for pool in _pool.pools_in(transports):
-            make_writes_steady(pool, settings.close_timeout)
-            if hasattr(pool, "_close_expired_connections"):
-                _pool.listed.spare_sweeps(pool)
+        _pool.prepare(client, settings.close_timeout)
         watched = "_send_single_request" in vars(client)
-        if not watched and not _pool.all_repairable(transports):
+        if not watched and not _pool.is_repairable(client):
             client._send_single_request = watch(weakref.ref(client), settings)
     except Exception as failure:
         _pool.fall_back(failure)
@@ -286,7 +280,7 @@ class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):  # type: ignore[misc
         else:
             if effort is not None:
                 if effort.timed_out:
-                    _report_timeout(self._settings)
+                    give_up(self._settings.close_timeout)
                     await self._settle_after()
                 await effort.let_cancel(handled)
 
@@ -498,7 +492,7 @@ async def _clean_up(
         return
     if effort is not None:
         if effort.timed_out:
-            _report_timeout(settings)
+            give_up(settings.close_timeout)
         if not _closing.is_cancel(exc):
             effort.redeliver()
 
@@ -533,8 +527,3 @@ def _close_all_sync(closers: List[Callable[[], Any]]) -> None:
 def _report_failure(exc: BaseException) -> None:
     count("failed")
     warn_of("a clean-up failed", exc)
-
-
-def _report_timeout(settings: Settings) -> None:
-    count("timed_out")
-    logger.warning("a clean-up was given up after %s seconds", settings.close_timeout)

@@ -63,6 +63,12 @@ def stats() -> Stats:
     )
 
 
+def give_up(seconds: float) -> None:
+    """Count and log a clean-up that was not over after `seconds`."""
+    count("timed_out")
+    logger.warning("a clean-up was given up after %s seconds", seconds)
+
+
 def warn_of(what: str, exc: BaseException) -> None:
     """Log that `what` went wrong, and where; not what `exc` says: it may quote a URL."""
     where = "".join(traceback.format_tb(exc.__traceback__)).rstrip()

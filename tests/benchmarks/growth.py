@@ -23,28 +23,16 @@ import subprocess
 import sys
 import time
 
+from .serving import serve
+
 SIZES = [50, 200, 800, 3200]
 SHAPES = ["all", "queue"]
 
 
 async def accept(reader, writer):
-    try:
-        while await reader.read(65536):
-            pass
-    finally:
-        writer.close()
-
-
-def serve():
-    """The server, in a process of its own: accepts, reads, and never answers."""
-
-    async def main():
-        server = await asyncio.start_server(accept, "127.0.0.1", 0, backlog=4096)
-        print(server.sockets[0].getsockname()[1], flush=True)
-        await asyncio.get_event_loop().run_in_executor(None, sys.stdin.read)
-        os._exit(0)
-
-    asyncio.run(main())
+    """Read, and never answer."""
+    while await reader.read(65536):
+        pass
 
 
 def measure(port, size, shape, net):
@@ -132,7 +120,7 @@ def main():
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if options.serve:
-        return serve()
+        return serve(accept)
     if options.measure:
         port, size, shape, net = options.measure
         if options.no_gc:

@@ -23,6 +23,7 @@ import anyio
 
 from ..support import compat
 from ..support.compat import httpx
+from .serving import serve
 
 WORKERS = 20
 POOL = 10
@@ -39,38 +40,23 @@ Tenth = collections.namedtuple(
 
 
 async def answer(reader, writer):
-    try:
-        while True:
-            head = await reader.readuntil(b"\r\n\r\n")
-            path = head.split(b" ", 2)[1]
-            if path == b"/hang":
-                await reader.read()
-                return
-            if path == b"/redirect":
-                writer.write(b"HTTP/1.1 302 Found\r\nLocation: /body\r\nContent-Length: 0\r\n\r\n")
-            elif path == b"/body":
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4096\r\n\r\nhalf of it")
-                await reader.read()
-                return
-            else:
-                if path == b"/post":
-                    await reader.readexactly(4096)
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
-            await writer.drain()
-    except (asyncio.IncompleteReadError, ConnectionError):
-        pass
-    finally:
-        writer.close()
-
-
-def serve():
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    loop.set_exception_handler(lambda loop, context: None)
-    server = loop.run_until_complete(asyncio.start_server(answer, "127.0.0.1", 0, backlog=512))
-    print(server.sockets[0].getsockname()[1], flush=True)
-    loop.run_until_complete(loop.run_in_executor(None, sys.stdin.read))
-    os._exit(0)
+    while True:
+        head = await reader.readuntil(b"\r\n\r\n")
+        path = head.split(b" ", 2)[1]
+        if path == b"/hang":
+            await reader.read()
+            return
+        if path == b"/redirect":
+            writer.write(b"HTTP/1.1 302 Found\r\nLocation: /body\r\nContent-Length: 0\r\n\r\n")
+        elif path == b"/body":
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4096\r\n\r\nhalf of it")
+            await reader.read()
+            return
+        else:
+            if path == b"/post":
+                await reader.readexactly(4096)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+        await writer.drain()
 
 
 @contextlib.contextmanager
@@ -284,7 +270,7 @@ def main():
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        return serve()
+        return serve(answer, quiet=True)
     if not options.no_net:
         import httpx_cancel_safe
 

@@ -12,12 +12,13 @@ own, against one server; they take turns, and medians are compared.
 import argparse
 import asyncio
 import json
-import os
 import random
 import statistics
 import subprocess
 import sys
 import time
+
+from .serving import serve
 
 WORKERS = 24
 POOL = 8
@@ -28,26 +29,11 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
 
 
 async def answer(reader, writer):
-    try:
-        while True:
-            await reader.readuntil(b"\r\n\r\n")
-            await asyncio.sleep(DELAY)
-            writer.write(ANSWER)
-            await writer.drain()
-    except (asyncio.IncompleteReadError, ConnectionError):
-        pass
-    finally:
-        writer.close()
-
-
-def serve():
-    async def main():
-        server = await asyncio.start_server(answer, "127.0.0.1", 0)
-        print(server.sockets[0].getsockname()[1], flush=True)
-        await asyncio.get_event_loop().run_in_executor(None, sys.stdin.read)
-        os._exit(0)
-
-    asyncio.get_event_loop_policy().new_event_loop().run_until_complete(main())
+    while True:
+        await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(DELAY)
+        writer.write(ANSWER)
+        await writer.drain()
 
 
 async def chaos(port, seconds, cancels):
@@ -109,7 +95,7 @@ def main():
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        return serve()
+        return serve(answer)
     if options.measure:
         mode, port, seconds = options.measure
         if mode == "net":

@@ -19,6 +19,7 @@ from .. import _stats
 from . import counted, listed
 from ._common import HALF_OPEN
 from ._common import close_method as close_method
+from .steady import make_writes_steady
 
 
 class Frame(NamedTuple):
@@ -26,6 +27,8 @@ class Frame(NamedTuple):
     function: str
     local: Any
     error: BaseException
+
+
 Closer = Callable[[], Any]
 
 _warned = False
@@ -143,24 +146,37 @@ def exchanges_of(client: Any, request: Any) -> List[Any]:
         return []
     return [
         exchange
-        for pool in pools_in([client._transport, *client._mounts.values()])
+        for pool in _pools_in(_transports_of(client))
         for exchange in listed.exchanges_of(pool, request)
     ]
 
 
-def all_repairable(transports: List[Any]) -> bool:
-    """Tell whether responses of `transports` can be seen to when a request has ended.
+def prepare(client: Any, close_timeout: float) -> None:
+    """Do for the pools of `client` what must be done before they are used."""
+    for pool in _pools_in(_transports_of(client)):
+        make_writes_steady(pool, close_timeout)
+        if hasattr(pool, "_close_expired_connections"):
+            listed.spare_sweeps(pool)
+
+
+def is_repairable(client: Any) -> bool:
+    """Tell whether responses of `client` can be seen to when a request has ended.
 
     That is so for pools that list their requests, as long as nothing is around them.
     """
     httpx = sys.modules["httpx"]
     kinds = [getattr(httpx, name, None) for name in ("AsyncHTTPTransport", "HTTPTransport")]
     return generation() is listed and all(
-        one is None or type(one) in kinds for one in transports
+        one is None or type(one) in kinds for one in _transports_of(client)
     )
 
 
-def pools_in(transports: List[Any]) -> Iterator[Any]:
+def _transports_of(client: Any) -> List[Any]:
+    mounts = getattr(client, "_mounts", None) or getattr(client, "_proxies", {})
+    return [client._transport, *mounts.values()]
+
+
+def _pools_in(transports: List[Any]) -> Iterator[Any]:
     """Yield the pools of httpcore in `transports`, also inside those that wrap others."""
     pending = list(transports)
     for one in pending:

@@ -44,8 +44,13 @@ def is_begun(state: Any, lock: Any) -> bool:
 
     It raises the window of the connection. Who holds `lock` goes on with it.
     """
-    lock = getattr(lock, "_lock", None)
-    return state.inbound_flow_control_window > 65535 and not (lock and lock.locked())
+    return state.inbound_flow_control_window > 65535 and not is_locked(lock)
+
+
+def is_locked(lock: Any) -> bool:
+    """Tell whether somebody holds a lock of httpcore's, which may not have been used yet."""
+    inner = getattr(lock, "_lock", None)
+    return inner is not None and bool(inner.locked())
 
 
 def is_unfinished(state: Any, stream_id: Any) -> bool:

@@ -9,7 +9,16 @@ back already, may serve another request by now.
 import time
 from typing import Any, Callable, List, Optional
 
-from ._common import HALF_OPEN, HANDLE, close_method, is_begun, is_unfinished, reset_stream, run_now
+from ._common import (
+    HALF_OPEN,
+    HANDLE,
+    close_method,
+    is_begun,
+    is_locked,
+    is_unfinished,
+    reset_stream,
+    run_now,
+)
 
 STREAM = "ResponseByteStream"  # What the pool hands out.
 
@@ -44,7 +53,7 @@ class Exchange:
         pool = self.pool
         inner = connection.connection
         if inner is None:
-            if self.opens or not _is_locked(connection):
+            if self.opens or not is_locked(getattr(connection, "_request_lock", None)):
                 # Whoever waits for it is sent for a new one.
                 setattr(connection, _name(connection, "connect_failed"), True)
                 _drop(pool, connection)
@@ -63,8 +72,8 @@ class Exchange:
             self._end_stream(inner, closers)
             if self.is_out_of_step:
                 state = closed
-            busy = getattr(inner, _name(inner, "streams")) or _is_locked(
-                inner, "initialization_lock"
+            busy = getattr(inner, _name(inner, "streams")) or is_locked(
+                getattr(inner, "_initialization_lock", None)
             )
         elif self.owns:
             state, busy = (state if state is idle else closed), False
@@ -178,11 +187,6 @@ def open_exchange(stream: Any) -> Optional[Exchange]:
 def _name(thing: Any, name: str) -> str:
     """Return the attribute as this release spells it: with an underscore from 0.13.4 on."""
     return "_" + name if hasattr(thing, "_" + name) else name
-
-
-def _is_locked(thing: Any, name: str = "request_lock") -> bool:
-    lock = getattr(getattr(thing, "_" + name, None), "_lock", None)
-    return lock is not None and lock.locked()
 
 
 def _in_books(pool: Any, connection: Any) -> bool:

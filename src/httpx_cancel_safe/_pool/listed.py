@@ -14,7 +14,16 @@ from typing import Any, Callable, List, Optional
 
 from .. import _closing
 from .._stats import warn_of
-from ._common import HALF_OPEN, HANDLE, close_method, is_begun, is_unfinished, reset_stream, run_now
+from ._common import (
+    HALF_OPEN,
+    HANDLE,
+    close_method,
+    is_begun,
+    is_locked,
+    is_unfinished,
+    reset_stream,
+    run_now,
+)
 from .steady import SteadyMixin
 
 STREAM = "ConnectionPoolByteStream"  # What the pool hands out.
@@ -67,7 +76,6 @@ class Exchange:
         self.owns = False  # It had taken its HTTP/1.1 connection into use.
         self.connects = False  # It was the one that established its connection.
         self.closing = False  # httpcore was closing its connection, and may have been cut short.
-        self.h2: Any = None
         self.stream_id: Optional[int] = None
         self.is_out_of_step = False  # Its HTTP/2 connection, by a write cut short.
         self.sockets: List[Any] = []
@@ -208,7 +216,6 @@ def read(frames: List[Any]) -> List[Exchange]:
         elif where == "http11" and function in HANDLE:
             current.owns = "kwargs" in local
         elif where == "http2" and function in HANDLE:
-            current.h2 = me
             current.stream_id = local.get("stream_id")
         elif where == "http2" and function == "_write_outgoing_data":
             stream = me._network_stream
@@ -241,7 +248,7 @@ def spare_sweeps(pool: Any) -> None:
     def sweep() -> Any:
         after = sys._getframe(1).f_code.co_name == "response_closed"
         if after and sys.exc_info()[1] is not None:
-            return _close_all([])
+            return _closing.nothing()
         return type(me())._close_expired_connections(me())
 
     pool._close_expired_connections = sweep
@@ -252,10 +259,10 @@ def exchanges_of(pool: Any, request: Any) -> List[Exchange]:
     found = []
     for status in pool._requests:
         if status.request.extensions is request.extensions:
-            found.append(Exchange(pool, status))
-    for exchange in found:
-        exchange.owns = True
-        exchange.phase = "reading" if exchange.status.connection else "waiting"
+            exchange = Exchange(pool, status)
+            exchange.owns = True
+            exchange.phase = "reading" if status.connection else "waiting"
+            found.append(exchange)
     return found
 
 
@@ -282,7 +289,6 @@ def open_exchange(stream: Any) -> Optional[Exchange]:
     exchange.phase = "reading"
     exchange.body = stream._stream
     if hasattr(exchange.body, "_stream_id"):
-        exchange.h2 = exchange.body._connection
         exchange.stream_id = exchange.body._stream_id
     return exchange
 
@@ -322,8 +328,7 @@ def _vacate(pool: Any, connection: Any) -> None:
 
 def _is_held(pool: Any) -> bool:
     """Tell whether a task waits while it holds the lock; in threads it is we who hold it."""
-    lock = getattr(pool._pool_lock, "_lock", None)
-    return hasattr(pool, "aclose") and lock is not None and bool(lock.locked())
+    return hasattr(pool, "aclose") and is_locked(pool._pool_lock)
 
 
 def _serve_soon(pool: Any, closers: List[Callable[[], Any]]) -> None:
