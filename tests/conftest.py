@@ -37,7 +37,7 @@ if RELEASE < (0, 15) or not hasattr(httpx, "AsyncClient"):
 SLOW_FILES = ("test_soak.py",)
 QUICK = {
     "test_bystanders.py": ("test_neighbour", "test_newcomer"),
-    "test_cancel_sweep.py": ("test_http1[", "test_uvloop[", "test_safe_client", "test_without"),
+    "test_cancel_sweep.py": ("test_http1[", "test_uvloop[", "test_safe_client", "test_without", "test_idle"),
     "test_real_servers.py": ("test_redirect", "test_without"),
 }
 

@@ -8,7 +8,7 @@ import pytest
 import httpx_cancel_safe
 
 from .support import compat
-from .support.scenarios import SCENARIOS
+from .support.scenarios import SCENARIOS, expect
 from .support.servers import serve
 from .support.sweep import MODES, mode_problem, sweep, target
 
@@ -57,6 +57,40 @@ def test_http1(servers, name, mode):
     check_with_net(servers, name, mode)
 
 
+def expire(client):
+    """Let what is idle in the pool of `client` be too old for the next request."""
+    pool = getattr(client._transport, "_pool", client._transport)
+    if compat.HTTPX >= (0, 21):
+        pool._pool[0]._connection._expire_at = 0
+    else:
+        pool._next_keepalive_check = 0
+        for connections in pool._connections.values():
+            for connection in connections:
+                connection.expires_at = 0
+                connection.connection._should_expire_at = 0
+
+
+async def expired(client, url):
+    expect(await client.get(url + "/get"))
+    expire(client)
+    expect(await client.get(url + "/get"))
+
+
+expired.name, expired.stride = "expired", 1
+
+
+@needs_net
+@main_modes
+@pytest.mark.parametrize("scenario, keepalive", [(expired, None), (SCENARIOS["two-requests"], 0)])
+def test_idle_connections_that_the_pool_closes(servers, scenario, keepalive, mode):
+    skip_unless(mode_problem(mode))
+    url, watched, factory = target(servers, httpx.AsyncClient, keepalive=keepalive)
+    with httpx_cancel_safe.patched():
+        result = sweep(scenario, mode, url, watched, factory)
+    assert result.points > 0
+    assert not result.faults, repr(result)
+
+
 @needs_net
 @main_modes
 @pytest.mark.parametrize("name", SHORT)
@@ -69,6 +103,15 @@ def test_http1_over_tls(servers, name, mode):
 @pytest.mark.parametrize("name", SHORT + ["digest", "large"])
 def test_http2(servers, name, mode):
     check_with_net(servers, name, mode, http2=True)
+
+
+@needs_net
+@pytest.mark.parametrize("name", ["get", "post"])
+def test_http2_loses_no_cancel(servers, name):
+    with httpx_cancel_safe.patched():
+        result = check(servers, name, "once", http2=True)
+    # While it connects anyio may lose one, and asyncio's wait_for() one that comes with the answer.
+    assert len(result.swallowed) <= 1, result.swallowed
 
 
 @needs_net

@@ -4,10 +4,13 @@ See tests/support/custom.py for the engine. A failing test prints one line a poi
 a whole is printed by `python -m tests.support.custom`.
 """
 
+import asyncio
+import contextlib
 import http.cookiejar
 import logging
 import sys
 
+import anyio
 import pytest
 
 from tests.support import custom
@@ -22,6 +25,7 @@ if custom.FIXED:
 import httpx
 
 import httpx_cancel_safe
+from httpx_cancel_safe import _send
 
 NETS = ["patch", "class"]
 
@@ -183,6 +187,190 @@ def test_a_close_that_hangs_is_given_up(library, mode, stubborn):
                 result.fault("the caller was kept for %.2f s" % result.seconds)
             count.add("%s, %s" % (library, mode), [(at, result)])
     check(count, lost)
+
+
+class Slow(custom.AsyncStreamBase):
+    """A stream that takes `seconds` to close."""
+
+    closed = False
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    async def __aiter__(self):
+        yield b""
+
+    async def aclose(self):
+        await anyio.sleep(self.seconds)
+        self.closed = True
+
+
+class SlowTransport(custom.AsyncAdapter):
+    def __init__(self, stream):
+        self.stream = stream
+
+    async def exchange(self, asked):
+        return 200, [], self.stream
+
+
+@needs_scopes
+def test_a_close_that_nobody_cancels_takes_its_time():
+    """Not on trio, which does not tell a close that is cancelled from one that is not."""
+    stream = Slow(0.05)
+
+    async def main():
+        with anyio.CancelScope():
+            async with httpx.AsyncClient(transport=SlowTransport(stream)) as client:
+                await client.get(custom.URL)
+
+    before = httpx_cancel_safe.stats().timed_out
+    with httpx_cancel_safe.patched(close_timeout=0.01):
+        anyio.run(main)
+    assert stream.closed
+    assert httpx_cancel_safe.stats().timed_out == before
+
+
+class Spinning(Slow):
+    """A stream whose close never ends, and never waits for anything that could be cancelled."""
+
+    async def aclose(self):
+        while True:
+            await asyncio.sleep(0)
+
+
+async def aborted_request(stream):
+    async with httpx.AsyncClient(transport=SlowTransport(stream)) as client:
+        client.cookies.extract_cookies = abort
+        with pytest.raises(custom.Abort):
+            await client.get(custom.URL)
+
+
+def abort(response):
+    raise custom.Abort
+
+
+class Unstoppable(Slow):
+    """A stream whose close does not mind being cancelled, however often."""
+
+    async def aclose(self):
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("kind", [Spinning, Unstoppable])
+def test_a_close_that_spins_is_given_up(kind):
+    before = httpx_cancel_safe.stats().timed_out
+    with httpx_cancel_safe.patched(close_timeout=0.01):
+        anyio.run(aborted_request, kind(0))
+    assert httpx_cancel_safe.stats().timed_out == before + 1
+
+
+class CancelledMeanwhile(Slow):
+    async def __aiter__(self):
+        yield b""
+        raise custom.Refused
+
+    async def aclose(self):
+        asyncio.get_event_loop().call_soon(custom.current_task().cancel)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self.closed = True
+
+
+def test_an_error_for_which_httpx_closes_comes_out_before_a_cancel_that_came_meanwhile():
+    stream = CancelledMeanwhile(0)
+
+    async def main():
+        client = httpx.AsyncClient(transport=SlowTransport(stream))
+        with pytest.raises(custom.Refused):
+            await client.get(custom.URL)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        if hasattr(asyncio.Task, "uncancel"):
+            custom.current_task().uncancel()
+        await client.aclose()
+
+    with httpx_cancel_safe.patched():
+        anyio.run(main)
+    assert stream.closed
+
+
+@needs_trio
+def test_a_close_that_waits_as_trio_does_not_fails_and_no_more():
+    before = httpx_cancel_safe.stats().failed
+    with httpx_cancel_safe.patched():
+        custom.trio.run(aborted_request, Spinning(0))
+    assert httpx_cancel_safe.stats().failed == before + 1
+
+
+class Unfinished(Slow):
+    async def __aiter__(self):
+        await asyncio.sleep(0)
+        yield b""
+
+
+def test_a_request_that_is_dropped_after_its_loop_is_cleaned_up_as_far_as_httpx_can(caplog):
+    """Without a loop that is not far: to close a response it asks for the time first."""
+    anyio.run(anyio.sleep, 0)  # From here on there is a backend that is asked for its scopes.
+    client = httpx.AsyncClient(transport=SlowTransport(Unfinished(0)))
+    request = client.get(custom.URL)
+
+    async def begin():
+        request.send(None)
+
+    with httpx_cancel_safe.patched():
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(begin())
+        loop.close()
+        request.close()
+    assert "a clean-up failed: AsyncLibraryNotFoundError" in caplog.text
+    anyio.run(client.aclose)
+
+
+def test_a_request_that_is_dropped_while_it_cleans_up_is_cleaned_up_by_another_task():
+    stream = Slow(0.01)
+
+    async def main():
+        request = aborted_request(stream)
+        request.send(None)
+        request.close()
+        assert not stream.closed
+        await asyncio.wait(custom.all_tasks() - {custom.current_task()})
+        assert stream.closed
+
+    with httpx_cancel_safe.patched():
+        anyio.run(main)
+
+
+def test_a_client_that_was_watched_is_left_alone_afterwards():
+    async def main():
+        async with httpx.AsyncClient(transport=SlowTransport(Slow(0))) as client:
+            for on in (True, False):
+                if on:
+                    httpx_cancel_safe.patch()
+                request = client.build_request("GET", custom.URL)
+                response = await client.send(request, stream=True)
+                assert (_send._guard_of(response) is not None) is on
+                await response.aclose()
+                httpx_cancel_safe.unpatch()
+
+    anyio.run(main)
+
+
+def test_transports_that_refer_to_each_other_are_looked_through_once():
+    class Transport(SlowTransport):
+        pass
+
+    one, other = Transport(Slow(0)), Transport(Slow(0))
+    one.other, other.other = other, one
+
+    async def main():
+        async with httpx.AsyncClient(transport=one) as client:
+            return (await client.get(custom.URL)).content
+
+    with httpx_cancel_safe.patched():
+        assert anyio.run(main) == b""
 
 
 class FailingJar(http.cookiejar.CookieJar):

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import random
 import threading
 import time
 
@@ -154,10 +155,11 @@ def test_unpatching_twice_is_the_same_as_once(own_send):
 @pytest.fixture
 def interleaved_threads():
     """Threads that start now take turns at every line of the library: they meet wherever they can."""
+    dice = random.Random(0)  # Not in step: two may stand at different lines.
 
     def take_turns(frame, event, argument):
         if frame.f_globals.get("__name__", "").startswith("httpx_cancel_safe"):
-            time.sleep(0.0001)
+            time.sleep(dice.choice([0, 0.0001, 0.0005]))
             return take_turns
 
     threading.settrace(take_turns)
@@ -224,7 +226,7 @@ def test_send_looks_the_same_under_the_net(cls):
     assert inspect.iscoroutinefunction(with_instance) is before[1]
 
 
-@pytest.mark.parametrize("value", [-1, -0.5, float("nan"), "x", None, True, [5]], ids=repr)
+@pytest.mark.parametrize("value", [-1, -0.5, float("nan"), float("inf"), "x", None, True, [5]], ids=repr)
 @pytest.mark.parametrize("entry", ["patch", "patched"])
 def test_a_bad_close_timeout_is_refused_with_what_was_found_and_what_is_accepted(entry, value, own_send):
     with pytest.raises((TypeError, ValueError)) as caught:
@@ -442,7 +444,7 @@ def test_a_tool_that_came_later_and_goes_leaves_the_net(tool_class):
 
 
 @pytest.mark.parametrize("tool_class", [Elastic, Datadog])
-def test_a_net_that_a_tool_took_off_is_reported_gone_and_can_be_put_back(tool_class):
+def test_a_net_that_a_tool_took_off_is_reported_gone_and_can_be_put_back(tool_class, caplog):
     tool = tool_class()
     tool.install()
     httpx_cancel_safe.patch()
@@ -450,11 +452,30 @@ def test_a_net_that_a_tool_took_off_is_reported_gone_and_can_be_put_back(tool_cl
     assert not httpx_cancel_safe.is_patched()
 
     assert httpx_cancel_safe.patch() is True
+    assert "AsyncClient had lost the net" in caplog.text
     before = httpx_cancel_safe.stats().released
     assert httpx_cancel_safe.is_patched() and net_holds()
     assert httpx_cancel_safe.stats().released == before + 2
     httpx_cancel_safe.unpatch()
     assert not httpx_cancel_safe.is_patched() and not net_holds()
+
+
+def test_a_tool_is_looked_through_whatever_its_closure_holds(monkeypatch):
+    """A class, say, and a name that has no value yet."""
+    kind = AsyncClient
+
+    def wrap(real):
+        async def send(*args, **kwargs):
+            return await real(*args, kind, later, **kwargs)
+
+        assert httpx_cancel_safe.is_patched()
+        monkeypatch.setattr(AsyncClient, "send", send)
+        assert httpx_cancel_safe.is_patched()
+        later = None
+
+    with httpx_cancel_safe.patched():
+        wrap(AsyncClient.send)
+        monkeypatch.undo()
 
 
 def test_names_that_a_tool_replaced_do_not_matter(monkeypatch):

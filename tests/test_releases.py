@@ -12,6 +12,7 @@ import pytest
 from packaging.version import Version
 
 import httpx_cancel_safe
+from httpx_cancel_safe import _releases
 
 try:
     from importlib import metadata
@@ -76,6 +77,11 @@ def test_the_cell_runs_the_httpx_it_is_named_after():
         pytest.skip("not run in a cell of the matrix")
     expected = generations.get(named[0], "0.%s." % named[0][len("httpx0") :])
     assert httpx.__version__.startswith(expected)
+
+
+def test_an_httpx_without_a_version_is_not_supported():
+    with pytest.raises(httpx_cancel_safe.UnsupportedHTTPXError, match="'main'"):
+        _releases.is_affected("main")
 
 
 def test_names_are_all_there():

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 import httpx_cancel_safe
-from httpx_cancel_safe import _doctor, _pool
+from httpx_cancel_safe import __main__, _doctor, _pool
 from tests.support import programs
 from tests.support.programs import with_start_up
 
@@ -202,6 +202,12 @@ def test_wrong_use_ends_with_2():
 def test_help_and_version():
     assert "Exit status" in report("--help").stdout
     assert report("--version").stdout.strip() == httpx_cancel_safe.__version__
+
+
+def test_the_report_can_be_asked_for_within_a_program(capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(["--version"])
+    assert capsys.readouterr().out.strip() == httpx_cancel_safe.__version__
 
 
 # -- Versions ----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What the net tells of itself: counts by phase, and a log that gives nothing away."""
 
 import asyncio
+import contextlib
 import logging
 import re
 import sys
@@ -10,8 +11,9 @@ import httpx
 import pytest
 
 import httpx_cancel_safe
-from httpx_cancel_safe import _pool
-from tests.support import compat
+from httpx_cancel_safe import _pool, _stats
+from httpx_cancel_safe._pool import _common
+from tests.support import compat, programs
 from tests.support.custom import Adapter, AsyncAdapter, AsyncStreamBase, StreamBase
 from tests.support.servers import serve
 
@@ -234,6 +236,44 @@ def test_the_counts_belong_together_whichever_thread_asks():
     assert changed() == ({"reading": 400}, 0, 0)
 
 
+def test_a_request_that_held_nothing_counts_for_nothing():
+    class Transport(AsyncAdapter):
+        async def exchange(self, asked):
+            raise Abort
+
+    async def main():
+        async with httpx.AsyncClient(transport=Transport()) as client:
+            with pytest.raises(Abort):
+                await client.get("http://custom.test")
+
+    with httpx_cancel_safe.patched():
+        changed = Changed()
+        run(main())
+    assert changed() == ({}, 0, 0)
+
+
+def test_no_count_is_lost_between_threads(monkeypatch):
+    class Meeting(dict):
+        """Has each who looks wait for another one, as long as that could come."""
+
+        barrier = threading.Barrier(2)
+
+        def __getitem__(self, name):
+            found = dict.__getitem__(self, name)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                self.barrier.wait(0.1)
+            return found
+
+    counts = Meeting(released=0)
+    monkeypatch.setattr(_stats, "_counts", counts)
+    threads = [threading.Thread(target=_stats.count, args=("released",)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert dict(counts) == {"released": 2}
+
+
 def test_the_counts_are_the_callers_own():
     httpx_cancel_safe.stats().by_phase["reading"] += 1
     now = httpx_cancel_safe.stats()
@@ -291,6 +331,18 @@ def test_a_close_that_fails_is_warned_of_without_what_it_says(breaks_off_by, log
     assert no_secret_in(log), log
 
 
+class CancelsItself(Telling):
+    async def aclose(self):
+        raise asyncio.CancelledError
+
+
+def test_a_close_that_cancels_itself_is_one_that_fails():
+    with httpx_cancel_safe.patched():
+        changed = Changed()
+        run(telling_request(CancelsItself()))
+    assert changed() == ({"reading": 1}, 1, 0)
+
+
 def test_a_close_that_is_given_up_is_warned_of(log):
     with httpx_cancel_safe.patched(close_timeout=0.01):
         changed = Changed()
@@ -314,8 +366,50 @@ def test_an_httpcore_that_is_not_understood_is_warned_of_once(log, monkeypatch):
     assert no_secret_in(log), log
 
 
-def test_a_program_that_has_no_logging_sees_nothing(capfd):
-    """Python shows warnings of loggers without a handler on its own."""
-    with httpx_cancel_safe.patched():
-        run(telling_request(Telling()))
-    assert capfd.readouterr() == ("", "")
+BOOKS = _pool.generation()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 8), reason="a cancel is an Exception: httpx closes the response")
+@pytest.mark.parametrize(
+    "owner, name",
+    [
+        (_pool, "frames_of"),
+        (_pool, "_pools_in"),
+        (_pool, "close_method"),
+        (BOOKS, "read"),
+        (BOOKS, "open_exchange"),
+        (BOOKS, "is_unsettled"),
+        (getattr(BOOKS, "Exchange", None), "settle"),
+    ],
+)
+def test_books_that_are_not_understood_cost_a_warning_and_no_more(log, monkeypatch, owner, name):
+    def fail(*args):
+        raise KeyError
+
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False, limit=10)
+        for _ in range(2):
+            await end_reading(servers, client)
+            async with client.stream("GET", servers.plain.url + "/get") as response:
+                await response.aread()
+        try:
+            await client.aclose()
+        except RuntimeError:
+            pass  # The requests that were cancelled are in flight for ever.
+
+    monkeypatch.setattr(owner, name, fail)
+    monkeypatch.setattr(_pool, "_warned", False)
+    with serve() as servers, httpx_cancel_safe.patched():
+        run(main())
+    assert ["KeyError" in line for line in log if "cannot put the pools" in line] == [True], log
+
+
+def test_an_httpcore_call_that_waits_is_not_waited_for():
+    with pytest.raises(RuntimeError):
+        _common.run_now(asyncio.sleep(0))
+
+
+def test_a_program_that_has_no_logging_sees_nothing():
+    """Python shows warnings of loggers without a handler on its own; pytest has some."""
+    done = programs.run("-c", "from httpx_cancel_safe import _stats; _stats.logger.warning('seen')")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

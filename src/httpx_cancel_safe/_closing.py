@@ -96,9 +96,8 @@ class Effort:
 
     def hide_counts(self) -> None:
         """Take back what `task.cancelling()` counts: timeouts in the close look at it."""
-        task = _current_task()
-        for _ in range(task.cancelling() if hasattr(task, "cancelling") else 0):
-            task.uncancel()
+        for _ in range(_counted(self)):
+            _current_task().uncancel()
             self.hidden += 1
 
     def end(self) -> None:
@@ -223,6 +222,7 @@ def uninterrupted(
             effort.hide_counts()
         if outside is not None:
             effort.enter_shield(outside, own)
+    before = _counted(effort)
     value: Any = None
     error: Optional[BaseException] = None
     failure: Optional[BaseException] = None
@@ -256,8 +256,11 @@ def uninterrupted(
                 else:
                     value = yield waiting
             except asyncio.CancelledError as exc:
-                if _cancels_itself(coroutine, effort and (effort.shield or effort.outside)):
-                    if is_future and waiting.cancel():
+                if _cancels_itself(coroutine, _edge(effort), exc):
+                    if _is_two(exc, effort, before):
+                        effort, before = effort or Effort(seconds), 0
+                        effort.hold(exc)
+                    if is_future and waiting.cancel(*exc.args):
                         continue
                     error = exc
                 else:
@@ -387,21 +390,57 @@ def _parent_of(scope: Any) -> Any:
     return getattr(parent, "_scope", None)  # Trio's.
 
 
-def _any_cancelled(scope: Any, outside: Any) -> bool:
+def _any_cancelled(scope: Any, outside: Any, exc: Optional[BaseException] = None) -> bool:
+    """Tell whether a scope from `scope` to `outside` is cancelled, and has raised `exc`."""
     while scope is not None and scope is not outside:
-        if scope.cancel_called:
+        if scope.cancel_called and (exc is None or _may_have_raised(scope, exc)):
             return True
         scope = _parent_of(scope)
     return False
 
 
-def _cancels_itself(coroutine: Any, outside: Any) -> bool:
+def _may_have_raised(scope: Any, exc: BaseException) -> bool:
+    """Tell whether `exc` may come from `scope`; anyio 4 says so, from Python 3.9 on."""
+    says = hasattr(scope, "_child_scopes") and sys.version_info >= (3, 9)
+    return not says or f" cancel scope {id(scope):x}" in str(exc)
+
+
+def _edge(effort: Optional[Effort]) -> Any:
+    """Return the scope around those that the close itself has open."""
+    return effort and (effort.shield or effort.outside)
+
+
+def _counted(effort: Optional[Effort]) -> int:
+    """Return how many cancels this task counts that no scope of the close will take back."""
+    task = _current_task()
+    count: int = task.cancelling() if hasattr(task, "cancelling") else 0
+    scope = innermost_scope() if count else None
+    while scope is not None and scope is not _edge(effort):
+        count -= getattr(scope, "_pending_uncancellations", None) or 0
+        scope = _parent_of(scope)
+    return count
+
+
+def _is_two(exc: BaseException, effort: Optional[Effort], before: int) -> bool:
+    """Tell whether `exc`, of a scope of the close, is also a cancel from outside.
+
+    asyncio makes one of those that come in the same pass of the loop; anyio 4 keeps count.
+    """
+    scope = innermost_scope()
+    return (
+        hasattr(scope, "_pending_uncancellations")
+        and _any_cancelled(scope, _edge(effort), exc)
+        and _counted(effort) > before
+    )
+
+
+def _cancels_itself(coroutine: Any, outside: Any, exc: BaseException) -> bool:
     """Tell whether the cancel comes from a scope, timeout or group opened by `coroutine`.
 
     asyncio's own do not tell whom they cancel; the stack of `coroutine` holds those that
     it has entered.
     """
-    if _any_cancelled(innermost_scope(), outside):
+    if _any_cancelled(innermost_scope(), outside, exc):
         return True
     if sys.version_info < (3, 11):
         return False

@@ -97,10 +97,10 @@ def patch(*, close_timeout: float = 5.0) -> bool:
 
     global _settings
     with _lock:
+        was_active = is_wanted()
+        changed = not was_active
         if _settings is None:
             _settings = _send.Settings(seconds)
-        was_active = _settings.active and bool(_made)
-        changed = not was_active
         _settings.close_timeout = seconds
         _settings.active = True
         for owner, guard in (

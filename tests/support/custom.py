@@ -48,6 +48,8 @@ BODY = [b"one ", b"two ", b"three"]
 
 logger = logging.getLogger("httpx_cancel_safe")
 
+ANYIO_4 = not hasattr(anyio, "open_cancel_scope")
+
 PY37 = sys.version_info >= (3, 7)  # From here on context variables follow tasks.
 PY39 = sys.version_info >= (3, 9)  # What is thrown into a coroutine gets a context.
 PY311 = sys.version_info >= (3, 11)
@@ -182,6 +184,7 @@ class Case:
         self.in_block = False  # The user's code has a response in hand, and will close it.
         self.replacements = []  # What the clean-up of an auth flow raised of its own.
         self.task = None
+        self.event_passes = 1  # After so many passes of the loop an event comes.
         self.limit_fires = None  # Tells whether a limit within a close has just run out.
         # What a test may ask for.
         self.close_error = options.pop("close_error", None)  # Raised once it was interrupted.
@@ -198,7 +201,7 @@ class Case:
         elif on_event:
             loop = asyncio.get_event_loop()
             future = loop.create_future()
-            loop.call_soon(_resolve, future)
+            after_passes(loop, self.event_passes, lambda: _resolve(future))
             await future
         else:
             await asyncio.sleep(0)
@@ -361,12 +364,13 @@ class GroupStream(Stream):
         start(self.case.forever)
 
     async def aclose(self):
-        # A scope around the request cancels the child as well, and a nursery of trio's with a child
-        # that was cancelled is cancelled itself: what is cut short then is so by the stream's own.
+        # A scope around the request cancels the child as well, and a group of trio's or anyio 4's with a
+        # child that was cancelled is cancelled itself: what is cut short then is so by the stream's own.
         try:
             await Stream.aclose(self)
         except BaseException:
-            if self.case.library == "trio" and self.group is not None:
+            cancels = self.case.library == "trio" or ANYIO_4
+            if cancels and self.group is not None:
                 self.failed = self.failed or self.group.cancel_scope.cancel_called
             raise
 
@@ -1006,6 +1010,8 @@ class AsyncioRun(Run):
     async def main(self, loop):
         self.loop, self.task = loop, current_task()
         self.case.task = self.task
+        if self.mode == "scope" and ANYIO_4:
+            self.case.event_passes = 2  # What comes in the same pass holds its cancel back.
         if PY37:
             caller.set(self.case)
         self.scope = anyio.CancelScope() if self.mode == "scope" else no_scope()
@@ -1284,7 +1290,7 @@ async def timeout_in_timeout(run):
 
 
 # From Python 3.11 on, anyio 3 lets the cancel of two cancelled scopes out of the outer one.
-LEAKY_SCOPES = PY311 and hasattr(anyio, "open_cancel_scope")
+LEAKY_SCOPES = PY311 and not ANYIO_4
 
 LIMITS = [wait_for_in_wait_for, scope_in_scope]
 if PY311:

@@ -41,6 +41,7 @@ def generation() -> Any:
     for prefixes, module in ((("0.11.", "0.12.", "0.13."), counted), (("0.14.",), listed)):
         if version.startswith(prefixes):
             return module
+    fall_back(LookupError(version))
     return None
 
 

@@ -42,7 +42,9 @@ class Exchange:
         self.gave_back = False  # Another request may have the connection by now.
 
     def settle(self, closers: List[Callable[[], Any]]) -> None:
-        closers += [close_method(socket) for socket in self.sockets + self.dropped]
+        # Those dropped say that they are closed as soon as that begins.
+        sockets = self.sockets + [one.socket for one in self.dropped if one.socket is not None]
+        closers += [close_method(socket) for socket in sockets]
         if self.connection is not None:
             self._settle_connection(self.connection, closers)
         if self.enters:

@@ -214,7 +214,9 @@ def read(frames: List[Any]) -> List[Exchange]:
                 current.phase = "connecting"
                 _note(current, local.get("stream"))
         elif where == "http11" and function in HANDLE:
-            current.owns = "kwargs" in local
+            # As of here only this request can give it back; on Python 3.9 a second cancel in
+            # its `except` hides the frame that shows that it was doing so.
+            current.owns = current.keeps = "kwargs" in local
         elif where == "http2" and function in HANDLE:
             current.stream_id = local.get("stream_id")
         elif where == "http2" and function == "_write_outgoing_data":

@@ -80,19 +80,18 @@ class Backend:
 
     def _listed(self, stream: Any) -> Any:
         """Httpcore 0.14 asks the stream for TLS, and gets another one."""
-        if not self._http1:
-            return make_steady(stream, self._close_timeout)
-        start_tls, close_timeout = stream.start_tls, self._close_timeout
+        start_tls, http1, close_timeout = stream.start_tls, self._http1, self._close_timeout
 
         async def start_tls_steadily(*args: Any, **kwargs: Any) -> Any:
             secure = await start_tls(*args, **kwargs)
             ssl_object = secure.get_extra_info("ssl_object")
-            if ssl_object is not None and ssl_object.selected_alpn_protocol() == "h2":
+            chosen = None if ssl_object is None else ssl_object.selected_alpn_protocol()
+            if chosen == "h2" or not http1:
                 make_steady(secure, close_timeout)
             return secure
 
         stream.start_tls = start_tls_steadily
-        return stream
+        return stream if http1 else make_steady(stream, close_timeout)
 
     async def open_tcp_stream(self, *args: Any, **kwargs: Any) -> Any:
         return self._counted(await self._backend.open_tcp_stream(*args, **kwargs))

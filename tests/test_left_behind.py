@@ -1,0 +1,206 @@
+"""What a request that was dropped, or a close that went wrong, leaves in a pool: nothing."""
+
+import asyncio
+import gc
+
+import anyio
+import httpcore
+import httpx
+import pytest
+
+import httpx_cancel_safe
+from httpx_cancel_safe import _send
+
+from .support import compat
+from .support.custom import Abort, AsyncAdapter, AsyncStreamBase, current_task
+from .support.scenarios import SCENARIOS, expect
+from .support.servers import serve
+from .support.sweep import drive
+
+pytestmark = pytest.mark.skipif(compat.FIXED, reason="this httpx needs no net")
+
+
+@pytest.fixture(scope="module")
+def servers():
+    with serve() as running:
+        yield running
+
+
+def run(function, *args):
+    with httpx_cancel_safe.patched(close_timeout=0.1):
+        return anyio.run(function, *args)
+
+
+class Dropped(Exception):
+    """Ends the driver of a coroutine, which closes that."""
+
+
+@pytest.mark.skipif(
+    httpcore.__version__.startswith(("0.11.", "0.12.", "0.13.0", "0.13.1", "0.13.2", "0.13.3")),
+    reason="its wait_for() goes on in a task of its own, and takes the place later",
+)
+def test_a_request_that_is_dropped_before_it_is_answered(servers):
+    async def main(k):
+        def drop(count):
+            if count == k:
+                raise Dropped
+
+        client = compat.make_client(httpx.AsyncClient, False, pool_timeout=0.5)
+        with pytest.raises(Dropped):
+            await drive(SCENARIOS["slow-headers"](client, servers.plain.url), drop)
+        expect(await client.get(servers.plain.url + "/get"))
+        await client.aclose()
+
+    for k in range(1, 4):  # While it waits, or begins to connect.
+        run(main, k)
+    assert servers.plain.wait_closed_to(0, 2)
+
+
+@pytest.mark.filterwarnings("ignore")  # Generators and scopes of anyio that nobody can finish any more.
+def test_a_request_that_is_dropped_while_its_body_is_read(servers):
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False, pool_timeout=0.5)
+        seen = []
+        client.cookies.extract_cookies = seen.append  # Called when the head is there.
+
+        def drop(count):
+            if seen:
+                raise Dropped
+
+        with pytest.raises(Dropped):
+            await drive(client.get(servers.plain.url + "/hang-body"), drop)
+        expect(await client.get(servers.plain.url + "/get"))
+        await client.aclose()
+
+    run(main)
+    assert servers.plain.wait_closed_to(0, 2)
+    gc.collect()
+
+
+def network_streams(client):
+    """The sockets of a client, as its httpcore wraps them."""
+    pool = getattr(client._transport, "_pool", client._transport)
+    if compat.HTTPX >= (0, 21):
+        return [connection._connection._network_stream for connection in pool._pool]
+    return [one.socket for connections in pool._connections.values() for one in connections]
+
+
+async def refuse():
+    raise PermissionError
+
+
+def refuse_sync():
+    raise PermissionError
+
+
+@pytest.mark.parametrize("close", [refuse, anyio.sleep_forever])
+def test_a_response_whose_socket_cannot_be_closed(servers, close):
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False, pool_timeout=0.5)
+        with pytest.raises(PermissionError if close is refuse else asyncio.CancelledError):
+            async with client.stream("GET", servers.plain.url + "/hang-body"):
+                (stream,) = network_streams(client)
+                original, stream.aclose = stream.aclose, close
+                if close is not refuse:
+                    task = current_task()
+                    asyncio.get_event_loop().call_soon(lambda: task.cancel())
+        if close is not refuse and hasattr(task, "uncancel"):
+            task.uncancel()  # As who catches a cancel has to.
+        await original()
+        expect(await client.get(servers.plain.url + "/get"))
+        await client.aclose()
+
+    run(main)
+    assert servers.plain.wait_closed_to(0, 2)
+
+
+def test_a_close_that_the_caller_asks_for_by_an_error_raises_what_it_raises_without_the_net(servers):
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False)
+        request = client.build_request("GET", servers.plain.url + "/hang-body")
+        response = await client.send(request, stream=True)
+        (stream,) = network_streams(client)
+        original, stream.aclose = stream.aclose, refuse
+        with pytest.raises(PermissionError) as raised:
+            try:
+                raise LookupError
+            finally:
+                await response.aclose()
+        assert isinstance(raised.value.__context__, LookupError)
+        await original()
+        await client.aclose()
+
+    run(main)
+
+
+def test_a_response_whose_socket_cannot_be_closed_sync(servers):
+    limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+    with httpx_cancel_safe.patched():
+        client = httpx.Client(limits=limits, timeout=httpx.Timeout(5, pool=0.5), trust_env=False)
+        with pytest.raises(PermissionError), client.stream("GET", servers.plain.url + "/hang-body"):
+            (stream,) = network_streams(client)
+            original, stream.close = stream.close, refuse_sync
+        original()
+        client.get(servers.plain.url + "/get")
+        client.close()
+    assert servers.plain.wait_closed_to(0, 2)
+
+
+@pytest.mark.skipif(
+    compat.HTTPX < (0, 18), reason="httpcore before 0.13 takes a connection with data to read for a dead one"
+)
+def test_http2_streams_that_are_left_unread_end_for_both_sides(servers):
+    """More than an HTTP/2 connection can have open at once."""
+
+    async def main():
+        context = servers.client_context()
+        client = compat.make_client(httpx.AsyncClient, context, http2=True)
+        for _ in range(110):
+            async with client.stream("GET", servers.http2.url + "/large"):
+                pass
+        expect(await client.get(servers.http2.url + "/get"))
+        await client.aclose()
+
+    run(main)
+    assert servers.http2.wait_closed_to(0, 2)
+
+
+def test_each_closer_has_its_turn():
+    closed = []
+
+    async def close():
+        closed.append(True)
+
+    before = httpx_cancel_safe.stats().failed
+    anyio.run(_send._close_all, [refuse, close])
+    assert closed == [True]
+    assert httpx_cancel_safe.stats().failed == before + 1
+
+
+class Transport(AsyncAdapter):
+    async def exchange(self, asked):
+        return 200, [], Stream()
+
+
+class Stream(AsyncStreamBase):
+    async def __aiter__(self):
+        yield b""
+
+    async def aclose(self):
+        pass
+
+
+def test_no_response_is_remembered():
+    async def main():
+        async with httpx.AsyncClient(transport=Transport()) as client:
+            await client.get("http://custom.test")
+            client.cookies.extract_cookies = abort
+            with pytest.raises(Abort):
+                await client.get("http://custom.test")
+        return dict(_send._opened)
+
+    assert run(main) == {}
+
+
+def abort(response):
+    raise Abort
