@@ -56,6 +56,30 @@ def test_a_request_that_is_dropped_before_it_is_answered(servers):
     assert servers.plain.wait_closed_to(0, 2)
 
 
+def test_a_request_that_is_cancelled_just_when_it_is_connected(servers, monkeypatch, recwarn):
+    """What `asyncio.wait_for()` has in hand then is dropped by it, on old Pythons."""
+    original = asyncio.open_connection
+
+    async def main():
+        async def connect(*args, **kwargs):
+            result = await original(*args, **kwargs)
+            task.cancel()
+            return result
+
+        client = compat.make_client(httpx.AsyncClient, False, pool_timeout=0.5)
+        monkeypatch.setattr(asyncio, "open_connection", connect)
+        task = asyncio.get_event_loop().create_task(client.get(servers.plain.url + "/get"))
+        await asyncio.wait([task])
+        monkeypatch.undo()
+        expect(await client.get(servers.plain.url + "/get"))
+        await client.aclose()
+
+    run(main)
+    assert servers.plain.wait_closed_to(0, 2)
+    gc.collect()
+    assert [one for one in recwarn if "unclosed transport" in str(one.message)] == []
+
+
 @pytest.mark.filterwarnings("ignore")  # Generators and scopes of anyio that nobody can finish any more.
 def test_a_request_that_is_dropped_while_its_body_is_read(servers):
     async def main():

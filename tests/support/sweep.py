@@ -263,6 +263,7 @@ class _AsyncioRun(_Run):
                 _waiters, _all_closed, sweep.servers, sweep.closed_within
             ):
                 self.fault("the server still holds a connection")
+            await self._last_words(loop)
             left = [t for t in compat.all_tasks(loop) if t is not _current_task(loop)]
             if left:
                 self.fault("tasks left behind: %r" % left)
@@ -272,6 +273,13 @@ class _AsyncioRun(_Run):
             for server in sweep.servers:
                 if server.open_connections:
                     server.drop_connections()
+
+    async def _last_words(self, loop):
+        """Let TLS of Python 3.6, which nobody can wait for, hear that the peer is gone as well."""
+        if sys.version_info < (3, 7) and hasattr(loop, "_selector"):
+            deadline = loop.time() + self.sweep.closed_within
+            while len(loop._selector.get_map()) > 1 and loop.time() < deadline:
+                await asyncio.sleep(0.001)
 
     async def _scenario(self, loop, client):
         sweep = self.sweep

@@ -31,6 +31,7 @@ class Frame(NamedTuple):
 
 Closer = Callable[[], Any]
 
+_WANTED = ("httpx.", "httpcore.", "anyio.")
 _warned = False
 
 
@@ -72,7 +73,7 @@ def frames_of(exc: BaseException, guards: Any) -> List[Frame]:
                 inside = True
                 break
             module = frame.f_globals.get("__name__", "")
-            if module.startswith(("httpx.", "httpcore.", "anyio.")) or module == "socket":
+            if module.startswith(_WANTED) or module in ("socket", "asyncio.tasks"):
                 function = frame.f_code.co_name
                 wanted = module.startswith("http") and module != "httpx._models"
                 local = frame.f_locals if wanted or function in HALF_OPEN else {}

@@ -1,5 +1,6 @@
 """What both generations share: names, HTTP/2 streams, and calls that do not wait."""
 
+import asyncio
 from typing import Any, Callable, List
 
 HANDLE = frozenset(
@@ -12,6 +13,7 @@ HALF_OPEN = {
     "open_uds_stream": "stream",
     "connect_tcp": "connected_stream",  # anyio's.
     "create_connection": "sock",  # The standard library's.
+    "wait_for": "fut",  # asyncio's, for what it was to return.
 }
 H2_CANCEL = 8  # RFC 9113, section 7: the stream is no longer needed.
 
@@ -27,14 +29,30 @@ def run_now(result: Any) -> None:
         raise RuntimeError("httpcore waits where it did not")
 
 
+def half_open(function: str, local: Any) -> Any:
+    """Return the socket that is open in a frame of `function` and known nowhere else, or None."""
+    found = local.get(HALF_OPEN.get(function))
+    if function == "wait_for":
+        # Before Python 3.8 it drops what was ready when the cancel came: a reader and a writer.
+        is_ready = asyncio.isfuture(found) and found.done() and not found.cancelled()
+        result = found.result() if is_ready and found.exception() is None else None
+        found = result[1] if isinstance(result, tuple) else None
+    return found
+
+
 def close_method(resource: Any, is_async: bool = True) -> Callable[[], Any]:
-    """Return the method of `resource` that closes it; asyncio's writers have no aclose."""
+    """Return what closes `resource`; asyncio's writers have no `aclose()`, and wait to be read."""
     writer = getattr(resource, "stream_writer", None)
-    protocol = None if writer is None else writer.transport.get_protocol()
-    if writer is not None and protocol is not writer._protocol:
-        # A TLS handshake took its transport over: the writer would wait for ever.
+    if writer is not None:
+        # While a TLS handshake is under way, its protocol has taken the transport over.
+        protocol = writer.transport.get_protocol()
         transport = getattr(protocol, "_app_transport", None) or writer.transport
-        return transport.abort  # type: ignore[no-any-return]
+
+        def abort() -> None:
+            transport.abort()
+            transport.close()  # On Python 3.6 it complains when it is only aborted.
+
+        return abort
     close = getattr(resource, "aclose", None) if is_async else None
     return close or resource.close  # type: ignore[no-any-return]
 

@@ -10,9 +10,9 @@ import time
 from typing import Any, Callable, List, Optional
 
 from ._common import (
-    HALF_OPEN,
     HANDLE,
     close_method,
+    half_open,
     is_begun,
     is_locked,
     is_unfinished,
@@ -146,8 +146,9 @@ def read(frames: List[Any]) -> List[Exchange]:
         elif where == "http2" and function in HANDLE:
             current.stream_id = local.get("stream_id", getattr(me, "stream_id", None))
             current.has_permit = not isinstance(error, Exception)  # Else httpcore did it.
-        if function in HALF_OPEN and local.get(HALF_OPEN[function]) is not None:
-            current.sockets.append(local[HALF_OPEN[function]])
+        socket = half_open(function, local)
+        if socket is not None:
+            current.sockets.append(socket)
         if where == "http2" and local.get("data_to_send"):
             stream = (me.connection if hasattr(me, "connection") else me).socket
             current.is_out_of_step = getattr(stream, "is_out_of_step", True)

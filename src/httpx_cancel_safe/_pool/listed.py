@@ -15,9 +15,9 @@ from typing import Any, Callable, List, Optional
 from .. import _closing
 from .._stats import warn_of
 from ._common import (
-    HALF_OPEN,
     HANDLE,
     close_method,
+    half_open,
     is_begun,
     is_locked,
     is_unfinished,
@@ -228,8 +228,7 @@ def read(frames: List[Any]) -> List[Exchange]:
             current.gave_back = current.gave_back or where == "connection_pool"
         if where == "http11" and function in ("_response_closed", "aclose"):
             current.keeps = True
-        if function in HALF_OPEN:
-            _note(current, local.get(HALF_OPEN[function]))
+        _note(current, half_open(function, local))
         if where in ("http11", "http2") and current.phase != "connecting":
             if function.startswith("_send"):
                 current.phase = "sending"

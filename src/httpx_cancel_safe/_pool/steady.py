@@ -1,4 +1,4 @@
-"""Writes on HTTP/2 connections that are done as a whole.
+"""Writes on HTTP/2 connections that are done as a whole, and reads that lose nothing.
 
 What one request writes may carry frames of others, and its headers have changed the
 state of the compression that all share. A write cut short leaves the connection out of
@@ -8,6 +8,7 @@ This is the one thing that must be there beforehand: pools with HTTP/2 get it wh
 guarded client first uses them. Nothing else about them changes.
 """
 
+import asyncio
 import math
 import sys
 from typing import Any, Dict
@@ -47,12 +48,40 @@ class SteadyMixin:
                 await effort.let_cancel()
 
 
+class UnreadMixin(SteadyMixin):
+    """One on which nothing is lost that `asyncio.wait_for()` has read when it is cancelled.
+
+    Old ones drop that (https://github.com/python/cpython/issues/81839): frames of neighbours, and
+    the place where the next one begins.
+    """
+
+    unread = b""
+
+    async def read(self, *args: Any, **kwargs: Any) -> bytes:
+        if self.unread:
+            data, self.unread = self.unread, b""
+            return data
+        try:
+            return await super().read(*args, **kwargs)  # type: ignore[misc,no-any-return]
+        except BaseException as exc:
+            traceback = exc.__traceback__
+            while traceback is not None:
+                read = traceback.tb_frame.f_locals.get("fut")
+                if asyncio.isfuture(read) and read.done() and not read.cancelled():
+                    self.unread = b"" if read.exception() else read.result()
+                traceback = traceback.tb_next
+            raise
+
+
 def make_steady(stream: Any, close_timeout: float) -> Any:
     """Make the writes of `stream` steady, in place, and return it."""
     kind = type(stream)
     if not issubclass(kind, SteadyMixin):
         if kind not in _classes:
-            _classes[kind] = type("Steady" + kind.__name__, (SteadyMixin, kind), {})
+            mixin = SteadyMixin
+            if hasattr(stream, "stream_reader") and sys.version_info < (3, 10):
+                mixin = UnreadMixin
+            _classes[kind] = type("Steady" + kind.__name__, (mixin, kind), {})
         try:
             stream.__class__ = _classes[kind]
             stream.close_timeout = close_timeout
