@@ -6,6 +6,7 @@ books only if this exchange had it to itself: one that it merely got hold of, or
 back already, may serve another request by now.
 """
 
+import sys
 import time
 from typing import Any, Callable, List, Optional
 
@@ -161,10 +162,19 @@ def read(frames: List[Any]) -> List[Exchange]:
 
 
 def is_unsettled(stream: Any) -> bool:
-    """Tell whether closing this stream alone would leave something behind: HTTP/2's may."""
+    """Tell whether closing this stream alone would leave something behind.
+
+    HTTP/2's may. TLS of asyncio's would wait for its peer, and stop reading when that sends on.
+    """
     inner = stream.connection.connection
     state = getattr(inner, _name(inner, "h2_state"), None)
-    return state is not None and is_unfinished(state, _stream_id(stream))
+    if state is not None:
+        return is_unfinished(state, _stream_id(stream))
+    writer = getattr(inner.socket, "stream_writer", None)
+    if writer is None or writer.get_extra_info("sslcontext") is None:
+        return False
+    h11_state = getattr(inner, _name(inner, "h11_state"))
+    return h11_state.their_state is not sys.modules["h11"].DONE
 
 
 def _stream_id(stream: Any) -> Any:
