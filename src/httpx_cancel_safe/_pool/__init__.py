@@ -157,8 +157,8 @@ def prepare(client: Any, close_timeout: float) -> None:
     """Do for the pools of `client` what must be done before they are used."""
     for pool in _pools_in(_transports_of(client)):
         make_writes_steady(pool, close_timeout)
-        if hasattr(pool, "_close_expired_connections"):
-            listed.spare_sweeps(pool)
+        if hasattr(pool, "_requests"):
+            listed.give_back_at_once(pool)
 
 
 def is_repairable(client: Any) -> bool:

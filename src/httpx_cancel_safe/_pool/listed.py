@@ -237,22 +237,32 @@ def read(frames: List[Any]) -> List[Exchange]:
     return found
 
 
-def spare_sweeps(pool: Any) -> None:
-    """Have a pool look at all its connections for a new request, but not for a failed one.
+def give_back_at_once(pool: Any) -> None:
+    """Have a pool take back from a failed request without waiting, and serve others once for all.
 
-    Else a thousand requests that are cancelled at once make it a million looks.
+    Else a thousand requests that are cancelled at once make it a million looks, and a second
+    cancel finds more places to strike. What goes well is left to the pool.
     """
-    if not hasattr(pool, "aclose") or "_close_expired_connections" in vars(pool):
+    if not hasattr(pool, "aclose") or "response_closed" in vars(pool):
         return
     me: Any = weakref.ref(pool)
 
-    def sweep() -> Any:
-        after = sys._getframe(1).f_code.co_name == "response_closed"
-        if after and sys.exc_info()[1] is not None:
-            return _closing.nothing()
-        return type(me())._close_expired_connections(me())
+    def response_closed(status: Any) -> Any:
+        pool, error = me(), sys.exc_info()[1]
+        # One that was dropped is found by what the pool lists: see `exchanges_of()`.
+        is_failed = error is not None and not isinstance(error, GeneratorExit)
+        if not is_failed or _closing.library() != "asyncio":
+            return type(pool).response_closed(pool, status)
+        try:
+            pool._requests.remove(status)
+        except ValueError:
+            pass
+        if status.connection.is_closed():
+            _vacate(pool, status.connection)
+        _serve_soon(pool, [])
+        return _closing.nothing()
 
-    pool._close_expired_connections = sweep
+    pool.response_closed = response_closed
 
 
 def exchanges_of(pool: Any, request: Any) -> List[Exchange]:
