@@ -254,6 +254,9 @@ HTTP2_LIMIT = 2 * WORKERS if WARM else 1
 
 
 def run_chaos(servers, backend, http2, seed, calm=False):
+    if http2 and compat.HTTPX < (0, 18):
+        pytest.skip("httpcore before 0.13 closes a connection with data to read under who just chose it")
+
     async def body(client, url, server):
         if http2 and WARM:
             await SCENARIOS["get"](client, url)

@@ -62,7 +62,7 @@ class Exchange:
                 _drop(pool, connection)
                 if connection.socket is not None:
                     closers.append(close_method(connection.socket))
-            else:
+            elif not getattr(connection, _name(connection, "connect_failed")):
                 _restore(pool, connection)
             return
         state_name = _name(inner, "state")
