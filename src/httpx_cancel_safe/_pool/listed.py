@@ -131,8 +131,9 @@ class Exchange:
             if not gone and not in_use:
                 _make_idle(inner)
         elif inner is None:
-            # Others that wait for it will connect it themselves.
             gone = not _in_use(self.pool, connection)
+            if not gone:
+                _await_others(self.pool, connection)
         elif self.connects or inner.is_closed():
             gone = True
         elif inner.is_idle():
@@ -257,8 +258,11 @@ def give_back_at_once(pool: Any) -> None:
             pool._requests.remove(status)
         except ValueError:
             pass
-        if status.connection.is_closed():
-            _vacate(pool, status.connection)
+        connection = status.connection
+        if connection.is_closed() and not (
+            _established(connection) is None and _in_use(pool, connection)
+        ):
+            _vacate(pool, connection)
         _serve_soon(pool, [])
         return _closing.nothing()
 
@@ -311,6 +315,20 @@ def _note(exchange: Any, socket: Any) -> None:
 
 def _in_use(pool: Any, connection: Any) -> bool:
     return any(status.connection is connection for status in pool._requests)
+
+
+def _await_others(pool: Any, connection: Any) -> None:
+    """Keep a connection that was not established: who waits for it will do so themselves.
+
+    httpcore takes it for closed when that failed; before Python 3.8 a cancel is a failure, too.
+    """
+    inner = connection
+    while hasattr(inner, "_connection"):
+        if getattr(inner, "_connect_failed", False):
+            inner._connect_failed = False
+        inner = inner._connection
+    if connection not in pool._pool:
+        pool._pool.append(connection)
 
 
 def _established(connection: Any) -> Any:

@@ -48,29 +48,53 @@ class SteadyMixin:
                 await effort.let_cancel()
 
 
-class UnreadMixin(SteadyMixin):
-    """One on which nothing is lost that `asyncio.wait_for()` has read when it is cancelled.
+class OldPythonMixin(SteadyMixin):
+    """One on which a cancel does what it does on later Pythons.
 
-    Old ones drop that (https://github.com/python/cpython/issues/81839): frames of neighbours, and
-    the place where the next one begins.
+    `asyncio.wait_for()` dropped what it had read when it was cancelled
+    (https://github.com/python/cpython/issues/81839): frames of neighbours, and the place where
+    the next one begins. And before Python 3.8 a cancel is an Exception: httpcore 0.14 takes it
+    for the end of the connection, and raises it in the neighbours' tasks.
     """
 
     unread = b""
 
-    async def read(self, *args: Any, **kwargs: Any) -> bytes:
+    def read(self, *args: Any, **kwargs: Any) -> Any:
+        work = super().read(*args, **kwargs)  # type: ignore[misc]
+        return self._run(self._read(work), sys._getframe(1))
+
+    def write(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(super().write(*args, **kwargs), sys._getframe(1))
+
+    async def _read(self, work: Any) -> bytes:
         if self.unread:
+            work.close()
             data, self.unread = self.unread, b""
             return data
+        return await work  # type: ignore[no-any-return]
+
+    async def _run(self, work: Any, caller: Any) -> Any:
         try:
-            return await super().read(*args, **kwargs)  # type: ignore[misc,no-any-return]
-        except BaseException as exc:
+            return await work
+        except asyncio.CancelledError as exc:
             traceback = exc.__traceback__
             while traceback is not None:
                 read = traceback.tb_frame.f_locals.get("fut")
                 if asyncio.isfuture(read) and read.done() and not read.cancelled():
-                    self.unread = b"" if read.exception() else read.result()
+                    self.unread = (not read.exception() and read.result()) or b""
                 traceback = traceback.tb_next
+            if isinstance(exc, Exception):
+                # Once httpcore has taken note of it, and before any neighbour has its turn.
+                connection = caller.f_locals.get("self")
+                asyncio.get_event_loop().call_soon(_forget, connection, exc)
             raise
+
+
+def _forget(connection: Any, exc: BaseException) -> None:
+    for name in ("_read_exception", "_write_exception"):
+        if getattr(connection, name, None) is exc:
+            setattr(connection, name, None)
+            connection._connection_error = False
 
 
 def make_steady(stream: Any, close_timeout: float) -> Any:
@@ -79,8 +103,8 @@ def make_steady(stream: Any, close_timeout: float) -> Any:
     if not issubclass(kind, SteadyMixin):
         if kind not in _classes:
             mixin = SteadyMixin
-            if hasattr(stream, "stream_reader") and sys.version_info < (3, 10):
-                mixin = UnreadMixin
+            if sys.version_info < (3, 10 if hasattr(stream, "stream_reader") else 8):
+                mixin = OldPythonMixin
             _classes[kind] = type("Steady" + kind.__name__, (mixin, kind), {})
         try:
             stream.__class__ = _classes[kind]
