@@ -3,7 +3,6 @@
 import os
 import pathlib
 import platform
-import sys
 
 import pytest
 
@@ -48,9 +47,7 @@ def pytest_collection_modifyitems(config, items):
     slow = []
     for item in items:
         file = pathlib.Path(str(item.fspath)).name
-        # Its time-out of 2 ms may strike in the same pass of the loop as the cancel: see the README's Limits.
-        unsure = sys.version_info >= (3, 12) and "WaitForStream" in item.name
-        if file in SLOW_FILES or unsure:
+        if file in SLOW_FILES:
             slow.append(item)
         elif file in QUICK and not item.name.startswith(QUICK[file]):
             slow.append(item)

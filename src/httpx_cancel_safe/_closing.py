@@ -89,14 +89,17 @@ class Effort:
             self.shield._parent_scope, own._parent_scope = self.outside, self.shield
             _task_state().cancel_scope = outside
 
-    def hold(self, exc: BaseException) -> None:
+    def hold(self, exc: BaseException, own: int = 0) -> None:
         self.held.append(exc)
         self.start_timer()
-        self.hide_counts()
+        self.hide_counts(own)
 
-    def hide_counts(self) -> None:
-        """Take back what `task.cancelling()` counts: timeouts in the close look at it."""
-        for _ in range(_counted(self)):
+    def hide_counts(self, own: int = 0) -> None:
+        """Take back what `task.cancelling()` counts: timeouts in the close look at it.
+
+        Those of its `own` they will take back themselves.
+        """
+        for _ in range(_counted(self) - own):
             _current_task().uncancel()
             self.hidden += 1
 
@@ -257,9 +260,10 @@ def uninterrupted(
                     value = yield waiting
             except asyncio.CancelledError as exc:
                 if _cancels_itself(coroutine, _edge(effort), exc):
-                    if _is_two(exc, effort, before):
+                    own = _own_cancels(coroutine)
+                    if _is_two(exc, effort, before + own):
                         effort, before = effort or Effort(seconds), 0
-                        effort.hold(exc)
+                        effort.hold(exc, own)
                     if is_future and waiting.cancel(*exc.args):
                         continue
                     error = exc
@@ -421,29 +425,31 @@ def _counted(effort: Optional[Effort]) -> int:
     return count
 
 
-def _is_two(exc: BaseException, effort: Optional[Effort], before: int) -> bool:
-    """Tell whether `exc`, of a scope of the close, is also a cancel from outside.
+def _is_two(exc: BaseException, effort: Optional[Effort], own: int) -> bool:
+    """Tell whether `exc`, by which the close cancels itself, is also a cancel from outside.
 
-    asyncio makes one of those that come in the same pass of the loop; anyio 4 keeps count.
+    asyncio makes one of those that come in the same pass of the loop, but counts them. anyio 3
+    does not tell how many of them are its own.
     """
     scope = innermost_scope()
-    return (
-        hasattr(scope, "_pending_uncancellations")
-        and _any_cancelled(scope, _edge(effort), exc)
-        and _counted(effort) > before
-    )
+    is_known = hasattr(scope, "_pending_uncancellations")
+    is_known = is_known or not _any_cancelled(scope, _edge(effort), exc)
+    return is_known and _counted(effort) > own
 
 
 def _cancels_itself(coroutine: Any, outside: Any, exc: BaseException) -> bool:
-    """Tell whether the cancel comes from a scope, timeout or group opened by `coroutine`.
+    """Tell whether the cancel comes from a scope, timeout or group opened by `coroutine`."""
+    return _any_cancelled(innermost_scope(), outside, exc) or _own_cancels(coroutine) > 0
 
-    asyncio's own do not tell whom they cancel; the stack of `coroutine` holds those that
-    it has entered.
+
+def _own_cancels(coroutine: Any) -> int:
+    """Return how many timeouts and groups of asyncio's in `coroutine` have cancelled its task.
+
+    They do not tell whom they cancel; the stack of `coroutine` holds those that it has entered.
     """
-    if _any_cancelled(innermost_scope(), outside, exc):
-        return True
+    found = 0
     if sys.version_info < (3, 11):
-        return False
+        return found
     stack = [coroutine]
     for item in stack:
         for referent in gc.get_referents(item):
@@ -451,11 +457,11 @@ def _cancels_itself(coroutine: Any, outside: Any, exc: BaseException) -> bool:
                 stack.append(referent)
             elif getattr(referent, "__name__", "") == "__aexit__":
                 owner = getattr(referent, "__self__", None)
-                if isinstance(owner, asyncio.Timeout) and owner.expired():
-                    return True
-                if isinstance(owner, asyncio.TaskGroup) and getattr(owner, "_aborting", False):
-                    return True
-    return False
+                if isinstance(owner, asyncio.Timeout):
+                    found += owner.expired()
+                elif isinstance(owner, asyncio.TaskGroup):
+                    found += bool(getattr(owner, "_aborting", False))
+    return found
 
 
 _STACK_TYPES = frozenset(
