@@ -1,0 +1,345 @@
+"""Proof that the tests bite: takes one clause of the net away at a time, and sees a test fail.
+
+    python -m tests.mutants            all that mean something on the Python and httpx that run it
+    python -m tests.mutants permit     those with that in their description
+
+A clause that is guarded by no test ends it with status 1, and so does text that is not found
+exactly once in the source: this list is to stay in step with it.
+"""
+
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+import anyio
+import httpcore
+import httpx
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+HTTPX = tuple(int(part) for part in httpx.__version__.split(".")[:2])
+PYTHON = sys.version_info[:2]
+
+LISTED = HTTPX >= (0, 21)  # httpcore 0.14, or before.
+COUNTED = not LISTED
+AS_HTTPCORE = "httpcore 0.14 does as much in a finally" if LISTED else ""
+ANYIO_3 = hasattr(anyio, "ExceptionGroup")
+STREAMS = httpcore.__version__.startswith(("0.11.", "0.12.", "0.13.0", "0.13.1", "0.13.2", "0.13.3"))  # Asyncio's.
+
+# Tests that are quick, for what they see. The rest of the line is for -k.
+TABLE = "test_custom_transports.py every_point and patch and "
+NEEDS = "test_custom_transports.py needs_of_its_own and "
+CLOSE = "test_custom_transports.py close_that and "
+COOKIES = "test_custom_transports.py failing_cookie_jar"
+LIMITS = "test_custom_transports.py that_ran_out or that_was_cancelled"
+SYNC = "test_sync_sweep.py nothing_is_lost"
+SWEEP = "test_cancel_sweep.py (test_http1 and not tls) and "
+HTTP2 = "test_cancel_sweep.py test_http2 and not proxy and "
+WAYS = "test_cancel_sweep.py "
+NEIGHBOURS = "test_bystanders.py goes_on and "
+LEFT = "test_left_behind.py "
+STATS = "test_stats.py "
+PATCH = "test_patching.py "
+AUTO = "test_auto.py "
+RELEASES = "test_releases.py "
+
+
+class Mutant(NamedTuple):
+    """A clause: what it is for, where it stands, what takes its place, and the test that minds."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: str
+    here: bool = True  # Whether it means something on this Python and httpx.
+    survives: str = ""  # Why no test can mind.
+
+
+SEND, CLOSING, PATCHING = "_send.py", "_closing.py", "_patch.py"
+POOL, COMMON, STEADY = "_pool/__init__.py", "_pool/_common.py", "_pool/steady.py"
+LIST, COUNT = "_pool/listed.py", "_pool/counted.py"
+
+MUTANTS = [
+    # -- The guards
+    Mutant("the rescue", SEND, "await _Rescue(exc, settings, self, args, kwargs).run()", "pass", TABLE + "once"),
+    Mutant("the rescue, sync", SEND, "_Rescue(exc, settings, self, args, kwargs, False).run_sync()", "pass", SYNC),
+    Mutant("a guard that is off lets all pass", SEND, "if not acts:\n            return await", "if False:\n            return await", PATCH + "tool"),
+    Mutant("a guard that is off lets all pass, sync", SEND, "if not acts:\n            return call", "if False:\n            return call", PATCH + "tool"),
+    Mutant("what is done before the first request", SEND, "if not is_prepared:\n            _prepare(self, settings, _watch)", "if False:\n            pass", TABLE + "twice"),
+    Mutant("what is done before the first request, sync", SEND, "if not is_prepared:\n            _prepare(self, settings, _watch_sync)", "if False:\n            pass", "test_custom_transports.py sync_client_when_the_close_raises", COUNTED),
+    Mutant("a dropped coroutine does not wait", SEND, "if not _is_dropped(exc):", "if True:", TABLE + "drop"),
+    Mutant("a dropped coroutine is cleaned up after", SEND, "_closing.in_background(_Rescue(exc, settings, self, args, kwargs).run())", "pass", TABLE + "drop"),
+    Mutant("no RuntimeError for a dropped coroutine", SEND, "if isinstance(exc, RuntimeError):\n                raise", "if False:\n                raise", TABLE + "drop"),
+    Mutant("ignored GeneratorExit is one", SEND, 'str(exc).endswith(" ignored GeneratorExit")', "False", TABLE + "drop"),
+    Mutant("a cancel that a proxy swallowed", SEND, "cancel = _swallowed_cancel(exc)", "cancel = None", WAYS + "connect_proxy", PYTHON < (3, 8)),
+    Mutant("open responses are forgotten in the end", SEND, "_opened.pop(id(sys._getframe()), None)", "pass", LEFT + "remembered"),
+    Mutant("a response that is handed out is guarded", SEND, "if not response.is_closed:\n            _guard_response(response, Async", "if False:\n            _guard_response(response, Async", SWEEP + "stream"),
+    Mutant("a response that is handed out is guarded, sync", SEND, "if not response.is_closed:\n            _guard_response(response, Sync", "if False:\n            _guard_response(response, Sync", "test_custom_transports.py sync_client_when_the_close_raises"),
+    Mutant("custom transports are watched", SEND, "client._send_single_request = watch(", "watch(", TABLE + "twice"),
+    Mutant("the open responses of a dropped coroutine", SEND, "_note_opened(response)\n", "pass\n", TABLE + "drop"),
+    Mutant("a scope that a response holds open", SEND, "if now is not scope:", "if False:", NEEDS + "scope"),
+    Mutant("a response has one guard", SEND, "if response.is_closed or _guard_of(response) is not None:", "if response.is_closed:", NEEDS + "stream"),
+    # -- The close of a response
+    Mutant("a close that leaves something behind", SEND, "closers += _pool.settle([unsettled])\n        handled", "pass\n        handled", LEFT + "left_unread"),
+    Mutant("a block that is dropped does not wait", SEND, "if isinstance(handled, GeneratorExit):", "if False:", TABLE + "drop"),
+    Mutant("a close that failed is settled", SEND, "await self._settle_after(exc)", "pass", LEFT + "refuse", survives=AS_HTTPCORE),
+    Mutant("a close that failed replaces nothing", SEND, "if handled is None:\n                raise\n            _report_failure(exc)\n        else", "if True:\n                raise\n            _report_failure(exc)\n        else", STATS + "close_that_fails"),
+    Mutant("a close that failed alone is told", SEND, "if handled is None:\n                raise\n            _report_failure(exc)\n        else", "if False:\n                raise\n            _report_failure(exc)\n        else", LEFT + "refuse"),
+    Mutant("a close that failed is settled, sync", SEND, "closers += _pool.settle(_exchanges_of(self._stream, exc))", "pass", LEFT + "sync", survives=AS_HTTPCORE),
+    Mutant("a close that was given up is settled", SEND, "await self._settle_after()\n", "pass\n", LEFT + "sleep_forever"),
+    Mutant("cancels during a close go on", SEND, "await effort.let_cancel(handled)", "pass", TABLE + "late"),
+    Mutant("a scope that is held open, in a close", SEND, "own=self.own_scope", "own=None", NEEDS + "stream"),
+    Mutant("a close that is dropped goes on elsewhere", SEND, ", owner=self", "", TABLE + "drop"),
+    Mutant("a close that was given up is told", SEND, "give_up(self._settings.close_timeout)", "pass", STATS + "given_up"),
+    # -- The rescue
+    Mutant("pools are put right", SEND, "self.closers += _pool.settle(exchanges)", "pass", SWEEP + "once"),
+    Mutant("responses are closed", SEND, "self.closers.append(closer)", "pass", TABLE + "Abort"),
+    Mutant("responses with scopes are closed", SEND, "self.scoped.append((closer, scope))", "pass", NEEDS + "Abort"),
+    Mutant("nothing interrupts the rescue", SEND, "await _clean_up(self.closers, self.settings, self.exc)", "await _close_all(self.closers)", TABLE + "scope"),
+    Mutant("a dropped request is found in the books", SEND, "exchanges = _pool.exchanges_of(self.client, self.request)", "pass", LEFT + "dropped", LISTED),
+    Mutant("the phase of an exchange", SEND, "self.phase = exchanges[-1].phase", 'self.phase = "reading"', STATS + "phase"),
+    Mutant("the phase of a response", SEND, 'elif responses:\n            self.phase = "reading"', 'elif responses:\n            self.phase = "closing"', STATS + "close_that_fails or belong"),
+    Mutant("the phase of a close", SEND, 'return "closing"', 'return ""', STATS + "phase"),
+    Mutant("a request that held nothing counts for nothing", SEND, 'if functions & {"aiter_raw", "iter_raw"} else ""', "", STATS + "held_nothing"),
+    Mutant("the messages of exceptions are not logged", SEND, "type(self.exc).__name__,", "self.exc,", STATS + "close_that"),
+    Mutant("responses that failed before they were handed on", SEND, 'response = frame.local.get("stream")', "pass", COOKIES, COUNTED),
+    Mutant("what httpx does not handle itself is the caller's", SEND, "return exc if inside else None", "return exc", LEFT + "by_an_error"),
+    Mutant("a close that was begun counts as open", SEND, "return not progress.is_over", "return False", TABLE + "drop"),
+    Mutant("a close that was begun is ended", SEND, "if guarded is not None and guarded.progress is not None:", "if False:", TABLE + "drop"),
+    Mutant("a cancel beside another exception goes on", SEND, "if not _closing.is_cancel(exc):\n            effort.redeliver()", "if False:\n            effort.redeliver()", TABLE + "late"),
+    Mutant("each closer has its turn", SEND, "                _report_failure(exc)\n    if cancel", "                raise\n    if cancel", LEFT + "each_closer"),
+    Mutant("closes that fail are told", SEND, "work.close()\n        _report_failure(failure)", "work.close()", STATS + "cancels_itself"),
+    Mutant("closes that are given up are told", SEND, "if effort.timed_out:\n            give_up(settings.close_timeout)\n        if", "if False:\n            pass\n        if", STATS + "close_that"),
+    Mutant("whatever a close raises, sync", SEND, "close()\n        except BaseException as exc:\n            _report_failure(exc)", "close()\n        except ZeroDivisionError as exc:\n            _report_failure(exc)", "test_custom_transports.py sync_client_when_the_close_raises"),
+    # -- Nothing interrupts a clean-up
+    Mutant("no cancel reaches what is closed", CLOSING, "yield from waiter", "waiting._asyncio_future_blocking = True; yield waiting", TABLE + "twice"),
+    Mutant("a cancel does not end the clean-up", CLOSING, "if is_future and not waiting.done():\n                        continue", "error = exc", TABLE + "twice"),
+    Mutant("cancels are held, not lost", CLOSING, "self.held.append(exc)", "pass", TABLE + "late"),
+    Mutant("the time limit", CLOSING, "        self.timed_out = True", "        self.timed_out = False", CLOSE + "hangs and once"),
+    Mutant("the time limit begins with a cancel", CLOSING, "self.held.append(exc)\n        self.start_timer()", "self.held.append(exc)", CLOSE + "hangs"),
+    Mutant("no time limit where nobody cancels", CLOSING, "if self.shield and not self.held and not _any_cancelled(self.outside, None):", "if False:", "test_custom_transports.py takes_its_time"),
+    Mutant("a close that swallows its end is left", CLOSING, "patience -= 1", "pass", "test_custom_transports.py spins"),
+    Mutant("the shield", CLOSING, "self.shield = anyio.CancelScope(shield=True).__enter__()\n        elif", "self.shield = anyio.CancelScope().__enter__()\n        elif", TABLE + "scope", survives="cancels are held back all the same, but one on each pass of the loop"),
+    Mutant("the shield goes around a scope that is held open", CLOSING, "self.shield._parent_scope, own._parent_scope = self.outside, self.shield", "pass", NEEDS + "scope", ANYIO_3),
+    Mutant("the timer ends", CLOSING, "self.timer.cancel()", "pass", TABLE + "once", survives="it would run out unheard"),
+    Mutant("a scope that was not left gets its parent back", CLOSING, "self.own._parent_scope = self.outside", "pass", NEEDS + "scope"),
+    Mutant("counts of cancels are hidden from timeouts", CLOSING, "_current_task().uncancel()\n            self.hidden", "pass\n            self.hidden", NEEDS + "Timeout", PYTHON >= (3, 11)),
+    Mutant("counts of cancels are shown again", CLOSING, "_current_task().cancel()\n            try", "pass\n            try", TABLE + "once", PYTHON >= (3, 11)),
+    Mutant("counts of cancels are hidden at once", CLOSING, "if at_once:\n            effort.hide_counts()", "if False:\n            effort.hide_counts()", NEEDS + "Timeout", PYTHON >= (3, 11)),
+    Mutant("a redelivered cancel counts once", CLOSING, "task.uncancel()  # It", "pass  # It", TABLE + "late", PYTHON >= (3, 11)),
+    Mutant("a cancel that was held goes on", CLOSING, "raise self.held.pop(0)", "self.held.pop(0)  #", TABLE + "late"),
+    Mutant("a cancelled scope of trio goes on", CLOSING, 'await sys.modules["trio"].lowlevel.checkpoint_if_cancelled()', "pass", TABLE + "trio"),
+    Mutant("a cancelled scope of anyio goes on", CLOSING, "await anyio.lowlevel.checkpoint_if_cancelled()", "pass", TABLE + "scope"),
+    Mutant("another exception goes first", CLOSING, "if handled is not None:\n            if", "if False:\n            if", "test_custom_transports.py error_for_which"),
+    Mutant("a held cancel is redelivered", CLOSING, "task = _current_task()\n            task.cancel()", "task = _current_task()", TABLE + "late"),
+    Mutant("scopes redeliver by themselves", CLOSING, "if self.held and not _any_cancelled(innermost_scope(), None):", "if self.held:", LIMITS),
+    Mutant("a held cancel is redelivered after a close that raised", CLOSING, "effort.redeliver()\n            raise failure", "pass\n            raise failure", CLOSE + "raises"),
+    Mutant("one task ends a dropped close", CLOSING, "mine, self.is_over = not self.is_over, True", "mine, self.is_over = True, True", TABLE + "drop"),
+    Mutant("a dropped clean-up is ended by another task", CLOSING, "in_background(_end(progress.take_over(seconds), seconds))", "pass", "test_custom_transports.py dropped_while"),
+    Mutant("a close may cancel itself", CLOSING, "if _cancels_itself(coroutine, _edge(effort), exc):", "if False:", NEEDS + "asyncio"),
+    Mutant("asyncio's timeouts in a close", CLOSING, "isinstance(owner, asyncio.Timeout) and owner.expired()", "False", NEEDS + "Timeout", PYTHON >= (3, 11)),
+    Mutant("asyncio's groups in a close", CLOSING, 'isinstance(owner, asyncio.TaskGroup) and getattr(owner, "_aborting", False)', "False", NEEDS + "TaskGroup", PYTHON >= (3, 11)),
+    Mutant("no time-out comes out", CLOSING, "if effort is None or not effort.timed_out or not is_cancel(exc):", "if True:", CLOSE + "hangs"),
+    Mutant("the shield ends", CLOSING, "if effort is not None:\n        effort.end()", "if effort is not None:\n        pass", TABLE + "scope"),
+    Mutant("the shield on trio", CLOSING, "trio.CancelScope(shield=True, deadline=deadline)", "trio.CancelScope(deadline=deadline)", TABLE + "trio"),
+    Mutant("the time limit on trio", CLOSING, "trio.CancelScope(shield=True, deadline=deadline)", "trio.CancelScope(shield=True)", CLOSE + "hangs and trio"),
+    Mutant("a scope that is held open, on trio", CLOSING, "own.shield = True\n    try", "pass\n    try", NEEDS + "trio"),
+    Mutant("the time-out of trio is told", CLOSING, "effort.timed_out = shield.cancelled_caught", "pass", CLOSE + "hangs and trio"),
+    Mutant("trio cleans up in a system task", CLOSING, "trio.lowlevel.spawn_system_task(lambda: coroutine)", "coroutine.close()", TABLE + "trio and drop"),
+    Mutant("a close may cancel itself, and not another", CLOSING, "if _any_cancelled(innermost_scope(), outside, exc):\n        return True", "pass", NEEDS + "scope"),
+    Mutant("a cancel that a scope cannot have raised", CLOSING, "(exc is None or _may_have_raised(scope, exc))", "True", NEEDS + "asyncio", not ANYIO_3 and PYTHON >= (3, 9)),
+    Mutant("two cancels that asyncio made one of", CLOSING, "if _is_two(exc, effort, before):", "if False:", NEEDS + "asyncio", not ANYIO_3 and PYTHON >= (3, 11)),
+    Mutant("what a scope of the close will take back", CLOSING, 'count -= getattr(scope, "_pending_uncancellations", None) or 0', "pass", NEEDS + "asyncio", not ANYIO_3 and PYTHON >= (3, 11)),
+    Mutant("the shield is the scope that is held open", CLOSING, "own.shield = True\n        else", "pass\n        else", NEEDS + "scope", not ANYIO_3),
+    Mutant("a dropped clean-up that is given up is told", CLOSING, "if effort is not None and effort.timed_out:\n        give_up(seconds)", "pass", "test_custom_transports.py dropped_while"),
+    Mutant("a clean-up where no task runs", CLOSING, "running = running or library()", "running = library()", LEFT + "callback", LISTED),
+    # -- What the frames tell
+    Mutant("what lies under another guard is left alone", POOL, "if not first:\n                    own = []\n                inside = True", "if False:\n                    own = []\n                inside = False", STATS + "counts_once"),
+    Mutant("frames of causes and contexts", POOL, "pending += [(one.__cause__, False), (one.__context__, False)]", "pass", SWEEP + "twice"),
+    Mutant("exchanges behind open streams", POOL, "exchange = open_exchange(stream)\n            if exchange is not None:\n                found", "exchange = None\n            if exchange is not None:\n                found", SWEEP + "hooks"),
+    Mutant("responses whose pool cannot be put right later", POOL, "return generation() is listed and all(", "return True or all(", TABLE + "twice"),
+    Mutant("pools inside other transports", POOL, "pending.append(value)", "pass", HTTP2 + "get"),
+    Mutant("one warning of a pool that is not known", POOL, "if not _warned:", "if True:", STATS + "not_understood"),
+    Mutant("a warning of an httpcore that is not known", POOL, "fall_back(LookupError(version))", "pass", STATS + "known"),
+    Mutant("what a failed request gives back at once", POOL, "listed.give_back_at_once(pool)", "pass", LEFT + "at_once", LISTED),
+    Mutant("what wait_for() had in hand", COMMON, "found = result[1] if isinstance(result, tuple) else None", "found = None", LEFT + "just_when", STREAMS and PYTHON < (3, 12)),
+    Mutant("a socket that would wait for its peer", COMMON, "            transport.abort()\n", "", LEFT + "just_when or over_tls", STREAMS),
+    Mutant("a transport that is only aborted", COMMON, "            transport.close()  #", "            pass  #", LEFT + "just_when", STREAMS and PYTHON < (3, 7)),
+    Mutant("a TLS handshake that was cut short", COMMON, 'getattr(protocol, "_app_transport", None) or writer.transport', "writer.transport", WAYS + "over_tls or connect_proxy", COUNTED),
+    Mutant("the preface comes once", COMMON, "return state.inbound_flow_control_window > 65535 and", "return False and", HTTP2 + "get"),
+    Mutant("what was received of a dead stream counts as read", COMMON, "state.acknowledge_received_data(size, stream_id)", "pass", HTTP2 + "large"),
+    Mutant("the peer is told of the end of a stream", COMMON, "state.reset_stream(stream_id, H2_CANCEL)", "pass", LEFT + "left_unread"),
+    # -- httpcore 0.14
+    Mutant("the dead request leaves the books", LIST, "pool._requests.remove(status)\n        except ValueError:\n            self", "pool._requests.index(status)\n        except ValueError:\n            self", SWEEP + "once", LISTED),
+    Mutant("half open sockets are closed", LIST, "closers += [close_method(socket) for socket in self.sockets]", "pass", WAYS + "over_tls or connect_proxy", LISTED),
+    Mutant("connections that it was closing for the pool", LIST, "_vacate(pool, other)\n                closers", "pass\n                closers", WAYS + "idle_connections", LISTED),
+    Mutant("requests that wait are served", LIST, "        _serve_soon(pool, closers)", "        pass", "test_bystanders.py chaos and not without", LISTED),
+    Mutant("a response that is settled leaves the pool alone", LIST, "self.stream._pool = Settled() if", "Settled() if", SWEEP + "stream", (0, 21) <= HTTPX < (0, 22)),
+    Mutant("a request is found by its status", LIST, "if status.request is self.request:", "if False:", LEFT + "dropped", LISTED),
+    Mutant("connections of others are left alone", LIST, "elif _in_use(self.pool, connection):", "elif False:", "test_bystanders.py chaos and not without", LISTED),
+    Mutant("an HTTP/2 stream ends", LIST, "if is_h2:\n            self._end_stream(inner, closers)", "if is_h2:\n            pass", HTTP2 + "redirect", LISTED),
+    Mutant("no new request on an HTTP/2 connection out of step", LIST, "inner._connection_error = True", "pass", NEIGHBOURS + "http2", LISTED),
+    Mutant("whoever else waits for a connection connects it", LIST, "gone = not _in_use(self.pool, connection)", "gone = True", "test_bystanders.py chaos and not without", LISTED),
+    Mutant("a connection half connected is closed", LIST, "elif self.connects or inner.is_closed():", "elif inner.is_closed():", WAYS + "over_tls or connect_proxy", LISTED),
+    Mutant("a connection in the middle of a response is closed", LIST, "gone = True  # Nobody", "gone = False  # Nobody", SWEEP + "once", LISTED),
+    Mutant("an unused connection goes to who waits for it", LIST, 'if inner._state.name == "NEW":', "if False:", "test_bystanders.py chaos and not without", LISTED),
+    Mutant("a connection that is gone leaves the pool", LIST, "if gone:\n            _vacate(self.pool, connection)", "if gone:\n            pass", SWEEP + "once", LISTED),
+    Mutant("a connection that is gone is closed", LIST, "closers.append(close_method(inner))", "pass", SWEEP + "once", LISTED),
+    Mutant("places do not move under who holds the lock", LIST, "pool._pool[place] = Vacant()", "del pool._pool[place]", "test_bystanders.py chaos and not without", LISTED),
+    Mutant("a permit for an HTTP/2 stream goes back", LIST, "run_now(inner._max_streams_semaphore.release())", "pass", LEFT + "left_unread", LISTED),
+    Mutant("its generator does not end a stream again", LIST, "self.body._closed = True  # and", "pass  # and", HTTP2 + "stream", LISTED),
+    Mutant("a tunnel half open", LIST, "if not me._connected:", "if False:", WAYS + "connect_proxy", LISTED),
+    Mutant("a SOCKS tunnel half open", LIST, "if me._connection is None:", "if False:", WAYS + "socks_proxy", LISTED),
+    Mutant("a connection that was given back is others'", LIST, 'current.gave_back = current.gave_back or where == "connection_pool"', "pass", "test_bystanders.py chaos and not without", LISTED),
+    Mutant("unless giving it back was cut short", LIST, "current.keeps = True", "pass", "test_bystanders.py chaos and not without", LISTED),
+    Mutant("httpcore was closing the connection", LIST, "current.closing = True", "pass", SWEEP + "twice or scope", LISTED),
+    Mutant("a write cut short", LIST, 'current.is_out_of_step = unsteady or getattr(stream, "is_out_of_step", False)', "pass", HTTP2 + "get", LISTED),
+    Mutant("a stream that says it is closed, and is not", LIST, 'if getattr(body, "_closed", False):\n        return True', "pass", SWEEP + "stream", LISTED),
+    Mutant("idle connections expire", LIST, "inner._expire_at = time.monotonic() + inner._keepalive_expiry", "pass", HTTP2 + "get", LISTED),
+    Mutant("who waits gets an idle connection's place", LIST, "evicted, pool._pool[idle] = pool._pool[idle], pool.create_connection(origin)", "return None", "test_bystanders.py chaos and not without", LISTED),
+    Mutant("a pool gives back once", LIST, 'if not hasattr(pool, "aclose") or "response_closed" in vars(pool):', 'if not hasattr(pool, "aclose"):', LEFT + "at_once", LISTED),
+    Mutant("a sync pool gives back by itself", LIST, 'if not hasattr(pool, "aclose") or "response_closed" in vars(pool):', 'if "response_closed" in vars(pool):', SYNC, LISTED),
+    Mutant("what goes well is left to the pool", LIST, "is_failed = error is not None and not isinstance(error, GeneratorExit)", "is_failed = True", "test_cancel_sweep.py two-requests and once and http1 and not tls", LISTED),
+    Mutant("what was dropped is left to the pool", LIST, "is_failed = error is not None and not isinstance(error, GeneratorExit)", "is_failed = error is not None", LEFT + "dropped", LISTED),
+    Mutant("trio's pools give back by themselves", LIST, 'if not is_failed or _closing.library() != "asyncio":', "if not is_failed:", SWEEP + "trio", LISTED),
+    Mutant("a failed request leaves the books", LIST, "pool._requests.remove(status)\n        except ValueError:\n            pass", "pass\n        except ValueError:\n            pass", LEFT + "at_once", LISTED),
+    Mutant("a failed request's connection leaves the pool", LIST, "if status.connection.is_closed():\n            _vacate", "if False:\n            _vacate", LEFT + "at_once", LISTED),
+    Mutant("requests that wait for a failed one are served", LIST, "        _serve_soon(pool, [])", "        pass", LEFT + "at_once", LISTED),
+    Mutant("they are served once a pass of the loop", LIST, 'if getattr(pool, "_cancel_safe_due", None) is not loop:', "if True:", LEFT + "once_a_pass", LISTED),
+    Mutant("and again in the next one", LIST, "        return\n    pool._cancel_safe_due = None", "        return\n    pass", LEFT + "at_once", LISTED),
+    Mutant("and again after who held the lock", LIST, "    async with pool._pool_lock:\n        pool._cancel_safe_due = None", "    async with pool._pool_lock:\n        pass", LEFT + "callback", LISTED),
+    Mutant("who holds the lock goes first", LIST, "def _serve_due(pool: Any) -> None:\n    if _is_held(pool):", "def _serve_due(pool: Any) -> None:\n    if False:", LEFT + "callback", LISTED),
+    Mutant("one that fails to close is told", LIST, 'warn_of("a clean-up failed", failure)', "pass", LEFT + "evicted", LISTED),
+    Mutant("who waits gets an idle connection that fits", LIST, "if connection.can_handle_request(origin) and connection.is_available():\n            return connection", "pass", LEFT + "evicted", LISTED),
+    Mutant("an HTTP/2 stream that is not at its end", LIST, "return stream_id is not None and is_unfinished(body._connection._h2_state, stream_id)", "return False", LEFT + "left_unread", LISTED),
+    Mutant("requests of another are not taken for a dropped one", LIST, "if status.request.extensions is request.extensions:", "if True:", LEFT + "dropped", LISTED),
+    # -- httpcore 0.11 to 0.13
+    Mutant("half open sockets are closed", COUNT, "closers += [close_method(socket) for socket in sockets]", "pass", SWEEP + "once", COUNTED),
+    Mutant("a lost permit goes back", COUNT, "_return_lost_permits(self.pool)", "pass", SWEEP + "once", COUNTED),
+    Mutant("a semaphore wakes others again", COUNT, "_wake_next(self.pool)", "pass", "test_bystanders.py chaos and not without", COUNTED and (3, 9) <= PYTHON <= (3, 10)),
+    Mutant("who waits for a connection is sent for a new one", COUNT, 'setattr(connection, _name(connection, "connect_failed"), True)', "pass", NEIGHBOURS + "http2 or chaos", COUNTED),
+    Mutant("a connection half open leaves the books", COUNT, "_drop(pool, connection)\n                if", "pass\n                if", SWEEP + "once", COUNTED),
+    Mutant("a connection half open is closed", COUNT, "closers.append(close_method(connection.socket))", "pass", WAYS + "over_tls", COUNTED),
+    Mutant("who connects goes on", COUNT, 'if self.opens or not is_locked(getattr(connection, "_request_lock", None)):', "if True:", NEIGHBOURS + "once", COUNTED),
+    Mutant("a connection that was given back is others'", COUNT, "if self.gave_back and not is_h2 and state is not closed:", "if False:", SWEEP + "stream", COUNTED),
+    Mutant("an HTTP/2 stream ends", COUNT, "if is_h2:\n            self._end_stream(inner, closers)", "if is_h2:\n            pass", HTTP2 + "redirect", COUNTED),
+    Mutant("no new request on an HTTP/2 connection out of step", COUNT, "if self.is_out_of_step:\n                state = closed", "pass", HTTP2 + "get", COUNTED),
+    Mutant("a connection that it had to itself is closed", COUNT, "state, busy = (state if state is idle else closed), False", "busy = False", SWEEP + "once", COUNTED),
+    Mutant("a connection of others is left alone", COUNT, 'busy = state.name == "ACTIVE"  # With', "busy = False  # With", NEIGHBOURS + "once or chaos", COUNTED),
+    Mutant("what httpcore took out is put back", COUNT, "if state is not closed and busy:\n            _restore(pool, connection)", "if state is not closed and busy:\n            pass", NEIGHBOURS + "http2 or chaos", COUNTED),
+    Mutant("an unused connection is idle", COUNT, "setattr(inner, state_name, idle)", "pass", SWEEP + "once", COUNTED),
+    Mutant("idle connections expire", COUNT, "_expire_later(pool, connection, inner)", "pass", SWEEP + "once", COUNTED),
+    Mutant("a connection that is gone leaves the books", COUNT, "_drop(pool, connection)\n            closers", "pass\n            closers", SWEEP + "once", COUNTED),
+    Mutant("a connection that is gone is closed", COUNT, "closers.append(close_method(inner.socket))", "pass", SWEEP + "once", COUNTED),
+    Mutant("a permit for an HTTP/2 stream goes back", COUNT, "if self.has_permit:\n                run_now", "if False:\n                run_now", LEFT + "left_unread", COUNTED),
+    Mutant("unless httpcore gave it back", COUNT, "current.has_permit = not isinstance(error, Exception)", "current.has_permit = True", HTTP2 + "get", COUNTED),
+    Mutant("a tunnel half open", COUNT, 'current.connection = local["proxy_connection"]', "pass", WAYS + "connect_proxy", COUNTED),
+    Mutant("idle connections that it was taking out", COUNT, 'elif function == "_keepalive_sweep":', "elif False:", WAYS + "idle_connections", COUNTED),
+    Mutant("a write cut short", COUNT, 'current.is_out_of_step = getattr(stream, "is_out_of_step", True)', "pass", HTTP2 + "get", COUNTED),
+    Mutant("a permit that is owed", COUNT, '_owe_permit(pool._connection_semaphore, hasattr(pool, "aclose"))', "pass", NEIGHBOURS + "http2 or chaos", COUNTED),
+    Mutant("an HTTP/2 stream that is not at its end", COUNT, "return is_unfinished(state, _stream_id(stream))", "return False", LEFT + "left_unread", COUNTED),
+    Mutant("TLS that would wait for its peer", COUNT, 'return h11_state.their_state is not sys.modules["h11"].DONE', "return False", "test_cancel_sweep.py http1_over_tls or uvloop_over_tls", STREAMS),
+    Mutant("TLS that is at its end stays", COUNT, 'return h11_state.their_state is not sys.modules["h11"].DONE', "return True", LEFT + "tls", STREAMS),
+    # -- Steady writes
+    Mutant("steady writes", STEADY, "effort = await _closing.uninterrupted(work, seconds)", "effort = await work", NEIGHBOURS + "http2" if LISTED else HTTP2 + "get"),
+    Mutant("a cancel goes on after a write", STEADY, "await effort.let_cancel()", "pass", WAYS + "loses_no_cancel"),
+    Mutant("writes have no limit on trio", STEADY, "seconds = math.inf", "seconds = 0", HTTP2 + "trio"),
+    Mutant("a write that was given up", STEADY, "self.is_out_of_step = self.is_out_of_step or effort.timed_out", "pass", HTTP2 + "large"),
+    Mutant("steady writes on TLS", STEADY, "make_steady(secure, close_timeout)", "pass", NEIGHBOURS + "http2", LISTED),
+    Mutant("the preface comes once in a write", STEADY, 'data = data[: len(PREFACE)] + data[len(PREFACE) :].replace(PREFACE, b"")', "pass", "test_steady.py preface"),
+    Mutant("a cancel while the preface is written goes on later", STEADY, "if is_preface:\n                effort.redeliver()", "if False:\n                effort.redeliver()", HTTP2 + "get"),
+    Mutant("what wait_for() had read is kept", STEADY, 'self.unread = b"" if read.exception() else read.result()', "pass", "test_steady.py unread"),
+    Mutant("what wait_for() had read comes first", STEADY, "if self.unread:", "if False:", "test_steady.py unread"),
+    Mutant("what wait_for() had read comes once", STEADY, 'data, self.unread = self.unread, b""', "data = self.unread", "test_steady.py unread"),
+    Mutant("a read that failed leaves nothing", STEADY, 'b"" if read.exception() else read.result()', "read.result()", "test_steady.py unread"),
+    Mutant("a read that was cancelled leaves nothing", STEADY, "read.done() and not read.cancelled()", "read.done()", "test_steady.py unread"),
+    Mutant("what old ones read is kept", STEADY, "mixin = UnreadMixin", "pass", "test_steady.py unread", PYTHON < (3, 10)),
+    Mutant("HTTP/1.1 is left alone", STEADY, "return stream if http1 else make_steady(stream, close_timeout)", "return make_steady(stream, close_timeout)", "test_steady.py", LISTED),
+    Mutant("HTTP/2 alone is steady", STEADY, "return stream if http1 else make_steady(stream, close_timeout)", "return stream", "test_steady.py", LISTED),
+    Mutant("TLS without HTTP/2 is left alone", STEADY, 'if chosen == "h2" or not http1:', "if True:", "test_steady.py", LISTED),
+    Mutant("HTTP/1.1 is left alone", STEADY, 'if stream.get_http_version() == "HTTP/2" or not self._http1:', "if True:", "test_steady.py", COUNTED),
+    Mutant("a tunnel's connection writes steadily", STEADY, "backend._counted(connection.socket)", "pass", "test_steady.py tunnel", COUNTED),
+    Mutant("a pool is prepared once", STEADY, "if not isinstance(pool._network_backend, Backend):", "if True:", "test_steady.py", LISTED),
+    Mutant("a pool is prepared once", STEADY, 'if "_add_to_pool" in pool.__dict__:\n        return', "pass", "test_steady.py", COUNTED),
+    # -- The patch, the switch, and what is told
+    Mutant("one net however often it is asked for", PATCHING, "if _is_guarded(current):\n                continue", "pass", PATCH + "one_net"),
+    Mutant("a net that is not ours to see", PATCHING, "return any(_is_ours(layer) for layer in layers(function))", "return _is_ours(function)", PATCH + "tool"),
+    Mutant("patch() from several threads", PATCHING, "    with _lock:\n        was_active", "    if True:\n        was_active", PATCH + "threads"),
+    Mutant("unpatch() makes a net under others inert", PATCHING, "        _settings.active = False\n", "", PATCH + "tool"),
+    Mutant("unpatch() takes ours off", PATCHING, "owner.send = taken_off[-1].__wrapped__", "break", PATCH + "unpatch"),
+    Mutant("is_patched() looks at the classes", PATCHING, 'and all(_is_guarded(owner.__dict__["send"]) for owner in _classes())', "", PATCH + "tool"),
+    Mutant("a net that was lost is told", PATCHING, "if was_active:\n                logger", "if False:\n                logger", PATCH + "took_off"),
+    Mutant("patched() leaves what was before", PATCHING, "if before is None:", "if True:", PATCH + "patched"),
+    Mutant("the switch, for patch()", PATCHING, "if switched_off():\n        logger", "if False:\n        logger", AUTO),
+    Mutant("the switch, for the classes", PATCHING, "if switched_off() or not", "if not", AUTO),
+    Mutant("a switch that means nothing", PATCHING, "if switch is None:", "if False:", AUTO),
+    Mutant("a close_timeout that is no number", PATCHING, "if isinstance(value, bool) or not", "if not", PATCH + "close_timeout"),
+    Mutant("a close_timeout without end", PATCHING, 'if not 0 < value < float("inf"):', "if not 0 < value:", PATCH + "close_timeout"),
+    Mutant("the missing cgi", PATCHING, 'if getattr(exc, "name", None) == "cgi":', "if False:", RELEASES + "cgi", PYTHON >= (3, 13)),
+    Mutant("counts belong together", "_stats.py", "        counts = dict(_counts)", "        pass\n    counts = _counts", STATS + "belong"),
+    Mutant("counts are not lost between threads", "_stats.py", "    with _lock:\n        for name in names:\n            _counts[name] += 1", "    for name in names:\n        _counts[name] += 1", STATS + "no_count_is_lost"),
+    Mutant("warnings do not tell what an exception says", "_stats.py", "type(exc).__name__, where", "exc, where", STATS + "close_that"),
+    Mutant("a logger that is silent by itself", "_stats.py", "logger.addHandler(logging.NullHandler())", "", STATS + "no_logging"),
+    Mutant("auto never raises", "auto.py", "except Exception:", "except ZeroDivisionError:", AUTO + "whatever"),
+]
+
+
+def run(tests, source):
+    """Return whether the tests pass with this source; what makes no sense is an error."""
+    file, _, words = tests.partition(" ")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", "timeout_method=thread", "tests/" + file]
+    if words.strip():
+        command += ["-k", words.strip().rpartition(" and")[0] if words.endswith(" and ") else words]
+    environment = dict(os.environ, SLOW="1", CHAOS_SEEDS="2", PYTEST_TIMEOUT="60")
+    environment["PYTHONPATH"] = os.pathsep.join([str(source), str(ROOT)])
+    try:
+        done = subprocess.run(
+            command, cwd=str(ROOT), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            universal_newlines=True, timeout=300,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    if done.returncode not in (0, 1):
+        sys.exit(f"{shlex.join(command)} did not run:\n{done.stdout}")
+    return done.returncode == 0
+
+
+def judge(mutant, folder):
+    """Return "killed" or "survived"."""
+    source = folder / "src"
+    shutil.copytree(str(ROOT / "src"), str(source))
+    try:
+        path = source / "httpx_cancel_safe" / mutant.file
+        text = path.read_text()
+        if text.count(mutant.old) != 1:
+            sys.exit(f"{mutant.file}: {text.count(mutant.old)} times, not once:\n{mutant.old}")
+        path.write_text(text.replace(mutant.old, mutant.new))
+        return "survived" if run(mutant.tests, source) else "killed"
+    finally:
+        shutil.rmtree(str(source))
+
+
+def main(words):
+    wanted = [one for one in MUTANTS if one.here and " ".join(words) in one.what + " " + one.file]
+    for tests in sorted({one.tests for one in wanted}):
+        if not run(tests, ROOT / "src"):
+            sys.exit(f"fails without any mutant: {tests}")
+    unexpected = 0
+    for mutant in wanted:
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = judge(mutant, pathlib.Path(folder))
+        expected = "survived" if mutant.survives else "killed"
+        unexpected += outcome != expected
+        remark = mutant.survives or ("" if outcome == expected else "NOT EXPECTED")
+        print(f"{outcome:8}  {mutant.file}: {mutant.what}  {remark}", flush=True)
+    print(f"{len(wanted)} mutants, {unexpected} not as expected")
+    return unexpected > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
