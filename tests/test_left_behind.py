@@ -134,7 +134,9 @@ def test_a_response_whose_socket_cannot_be_closed(servers, close):
         expect(await client.get(servers.plain.url + "/get"))
         await client.aclose()
 
+    before = httpx_cancel_safe.stats().timed_out
     run(main)
+    assert httpx_cancel_safe.stats().timed_out == before + (close is not refuse)
     assert servers.plain.wait_closed_to(0, 2)
 
 
@@ -157,17 +159,34 @@ def test_a_close_that_the_caller_asks_for_by_an_error_raises_what_it_raises_with
     run(main)
 
 
-def test_a_response_whose_socket_cannot_be_closed_sync(servers):
+@pytest.mark.parametrize("error", [None, LookupError])
+def test_a_response_whose_socket_cannot_be_closed_sync(servers, error):
     limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
     with httpx_cancel_safe.patched():
         client = httpx.Client(limits=limits, timeout=httpx.Timeout(5, pool=0.5), trust_env=False)
-        with pytest.raises(PermissionError), client.stream("GET", servers.plain.url + "/hang-body"):
+        with pytest.raises(error or PermissionError), client.stream("GET", servers.plain.url + "/hang-body"):
             (stream,) = network_streams(client)
             original, stream.close = stream.close, refuse_sync
+            if error is not None:
+                raise error
         original()
         client.get(servers.plain.url + "/get")
         client.close()
     assert servers.plain.wait_closed_to(0, 2)
+
+
+@pytest.mark.parametrize("way", ["plain", "tls", "http2"])
+def test_a_connection_whose_response_was_read_is_kept(servers, way):
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, servers.client_context(), http2=way == "http2")
+        for _ in range(2):
+            async with client.stream("GET", url + "/get") as response:
+                await response.aread()
+        await client.aclose()
+
+    url, before = getattr(servers, way).url, getattr(servers, way).accepted
+    run(main)
+    assert getattr(servers, way).accepted == before + 1
 
 
 @pytest.mark.skipif(

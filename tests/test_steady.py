@@ -1,13 +1,16 @@
 """Which connections write steadily: those that speak HTTP/2, by whatever way they came."""
 
+import asyncio
 import inspect
+import sys
+import types
 
 import anyio
 import httpx
 import pytest
 
 import httpx_cancel_safe
-from httpx_cancel_safe._pool.steady import SteadyMixin, make_steady
+from httpx_cancel_safe._pool.steady import PREFACE, SteadyMixin, UnreadMixin, make_steady
 
 from .support import compat
 from .support.scenarios import expect
@@ -64,3 +67,77 @@ def test_a_stream_that_cannot_be_changed_is_left_alone():
     stream = Fixed()
     assert make_steady(stream, 5.0) is stream
     assert type(stream) is Fixed
+
+
+class Plain:
+    """A network stream that keeps what is written, and reads as `wait_for()` of old Pythons does."""
+
+    def __init__(self):
+        self.written = []
+
+    async def write(self, data):
+        self.written.append(data)
+
+    async def read(self, fut, error=None):
+        if error is not None:
+            raise error
+        return fut.result()
+
+
+class Reader(Plain):
+    stream_reader = None  # One of asyncio's.
+
+
+def test_the_preface_is_written_once():
+    """The request that prepared it first may have been cancelled before it wrote."""
+
+    async def main():
+        stream = make_steady(Plain(), 5.0)
+        await stream.write(PREFACE + b"one " + PREFACE + b"two")
+        await stream.write(b"three " + PREFACE)
+        return stream.written
+
+    assert anyio.run(main) == [PREFACE + b"one two", b"three " + PREFACE]
+
+
+def test_what_was_read_when_a_read_is_cancelled_stays_unread():
+    class UnreadReader(UnreadMixin, Reader):
+        pass
+
+    async def main():
+        stream, loop = UnreadReader(), asyncio.get_event_loop()
+        first, second, broken, cancelled = (loop.create_future() for _ in range(4))
+        first.set_result(b"first")
+        second.set_result(b"second")
+        broken.set_exception(ConnectionError())
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stream.read(first, asyncio.CancelledError())
+        assert await stream.read(second) == b"first"
+        assert await stream.read(second) == b"second"
+        for fut in (broken, cancelled, loop.create_future()):
+            with pytest.raises(LookupError):  # And not what the future says.
+                await stream.read(fut, LookupError())
+            assert await stream.read(second) == b"second"
+
+    anyio.run(main)
+
+
+def test_what_was_read_stays_unread_where_python_drops_it():
+    assert isinstance(make_steady(Reader(), 5.0), UnreadMixin) == (sys.version_info < (3, 10))
+    assert not isinstance(make_steady(Plain(), 5.0), UnreadMixin)
+
+
+def test_http2_through_a_tunnel_writes_steadily(servers):
+    async def main():
+        client = compat.make_client(
+            httpx.AsyncClient, servers.client_context(), http2=True, proxy=servers.proxy.url
+        )
+        expect(await client.get(servers.http2.url + "/get"))
+        (transport,) = client._mounts.values()
+        found = network_streams(types.SimpleNamespace(_transport=transport))
+        await client.aclose()
+        return [isinstance(stream, SteadyMixin) for stream in found]
+
+    with httpx_cancel_safe.patched():
+        assert anyio.run(main) == [True]

@@ -1,0 +1,258 @@
+"""What httpcore 0.14 takes back from failed requests, and who gets it: without waiting, once for all."""
+
+import asyncio
+
+import anyio
+import httpcore
+import httpx
+import pytest
+
+import httpx_cancel_safe
+
+from .support import compat
+from .support.scenarios import expect
+from .support.servers import serve
+
+pytestmark = [
+    pytest.mark.skipif(not (0, 21) <= compat.HTTPX < (0, 23), reason="httpcore 0.14 alone lists its requests"),
+    pytest.mark.filterwarnings("ignore:trio.MultiError"),
+]
+
+if (0, 21) <= compat.HTTPX < (0, 23):
+    from httpcore._async.connection_pool import RequestStatus
+
+    from httpx_cancel_safe._pool import listed
+
+every_library = pytest.mark.parametrize(
+    "library", ["asyncio", pytest.param("trio", marks=pytest.mark.skipif(bool(compat.trio_problem()), reason="no trio"))]
+)
+
+
+@pytest.fixture(scope="module")
+def servers():
+    with serve() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def patched():
+    with httpx_cancel_safe.patched():
+        yield
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """The calls of the pools' own `response_closed()`."""
+    calls = []
+    for kind in (httpcore.AsyncConnectionPool, httpcore.ConnectionPool):
+
+        def response_closed(self, status, original=kind.response_closed):
+            calls.append(status)
+            return original(self, status)
+
+        monkeypatch.setattr(kind, "response_closed", response_closed)
+    return calls
+
+
+async def passes(number=20):
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+async def fail(client, url):
+    """A request that fails in the hands of its caller, who holds the response."""
+    with pytest.raises(LookupError):
+        async with client.stream("GET", url + "/hang-body"):
+            raise LookupError
+
+
+def start(coroutine):
+    return asyncio.get_event_loop().create_task(coroutine)
+
+
+async def cancel(*tasks):
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+def pool_of(client):
+    return client._transport._pool
+
+
+@every_library
+def test_only_what_failed_is_taken_back_at_once(servers, own, library):
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False)
+        expect(await client.get(servers.plain.url + "/get"))
+        assert len(own) == 1
+        await fail(client, servers.plain.url)
+        assert len(own) == (1 if library == "asyncio" else 2)
+        pool = pool_of(client)
+        assert (pool._requests, pool._pool) == ([], [])
+        await client.aclose()
+
+    anyio.run(main, backend=library)
+
+
+def test_sync_pools_take_back_by_themselves_also_under_a_loop(servers, own):
+    async def main():
+        client = httpx.Client(trust_env=False)
+        with pytest.raises(LookupError), client.stream("GET", servers.plain.url + "/hang-body"):
+            raise LookupError
+        assert len(own) == 1
+        client.close()
+
+    anyio.run(main)
+
+
+def test_who_waits_for_a_failed_request_is_served_at_once_each_time(servers):
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False, pool_timeout=1)
+        for _ in range(2):
+            with pytest.raises(LookupError):
+                async with client.stream("GET", servers.plain.url + "/hang-body"):
+                    waiting = start(client.get(servers.plain.url + "/get"))
+                    await passes()
+                    raise LookupError
+            expect(await waiting)
+        await client.aclose()
+
+    anyio.run(main)
+
+
+def test_those_who_wait_are_served_once_a_pass(servers, monkeypatch):
+    served = []
+    original = listed._serve
+    monkeypatch.setattr(listed, "_serve", lambda *args: [served.append(1), original(*args)])
+
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False)
+        async with client.stream("GET", servers.plain.url + "/chunked") as response:
+            tasks = [start(client.get(servers.plain.url + "/get")) for _ in range(10)]
+            await passes()
+            await cancel(*tasks)
+            await passes()
+            assert len(served) == 1
+            await response.aread()
+        await client.aclose()
+
+    anyio.run(main)
+
+
+def test_who_holds_the_lock_goes_before_those_who_wait(servers):
+    compat.trio_problem()  # With trio imported, the net has to ask which library runs a callback.
+
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False, pool_timeout=1)
+        pool = pool_of(client)
+        for _ in range(2):
+            holder = start(client.get(servers.plain.url + "/hang-body"))
+            await passes(2)
+            waiting = start(client.get(servers.plain.url + "/get"))
+            await passes()
+            assert [status.connection is None for status in pool._requests] == [False, True]
+            async with pool._pool_lock:
+                await cancel(holder)
+                await passes()
+                assert [status.connection for status in pool._requests] == [None]
+            expect(await waiting)
+        await client.aclose()
+
+    anyio.run(main)
+
+
+@every_library
+def test_a_close_that_is_given_up_gives_back_all_the_same(servers, library):
+    """It waits for the pool's lock, which somebody keeps for longer than it may take."""
+
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False)
+        pool, closed, is_held, is_over = pool_of(client), [], anyio.Event(), anyio.Event()
+
+        async def hold():
+            async with pool._pool_lock:
+                is_held.set()
+                await is_over.wait()
+
+        async def request(group):
+            with anyio.CancelScope() as scope:
+                async with client.stream("GET", servers.plain.url + "/hang-body"):
+                    group.start_soon(hold)
+                    await is_held.wait()
+                    if library == "asyncio":
+                        asyncio.get_event_loop().call_soon(scope.cancel)
+            closed.append(list(pool._requests))
+            is_over.set()
+
+        async with anyio.create_task_group() as group:
+            await request(group)
+        assert closed == [[]]
+        await client.aclose()
+
+    with httpx_cancel_safe.patched(close_timeout=0.05):
+        anyio.run(main, backend=library)
+
+
+def status_for(url):
+    return RequestStatus(httpcore.Request("GET", url))
+
+
+def test_who_waits_gets_what_is_idle_and_fits(servers):
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False)
+        expect(await client.get(servers.plain.url + "/get"))
+        pool, closers = pool_of(client), []
+        (idle,) = pool._pool
+        status = status_for(servers.plain.url)
+        pool._requests.append(status)
+        listed._serve(pool, closers)
+        assert (status.connection, pool._pool, closers) == (idle, [idle], [])
+        pool._requests.remove(status)
+        await client.aclose()
+
+    anyio.run(main)
+
+
+def test_who_waits_gets_the_place_of_what_is_idle_and_does_not_fit(servers, caplog):
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False)
+        expect(await client.get(servers.plain.url + "/get"))
+        pool, closers = pool_of(client), []
+        (idle,) = pool._pool
+        original, idle.aclose = idle.aclose, refuse
+        first, second = status_for("http://other.test"), status_for("http://third.test")
+        pool._requests += [first, second]
+        listed._serve(pool, closers)
+        assert (pool._pool, second.connection) == ([first.connection], None)
+        assert first.connection.can_handle_request(httpcore.URL("http://other.test").origin)
+        await listed._close_all(closers)
+        await original()
+        del pool._requests[:]
+        await client.aclose()
+
+    anyio.run(main)
+    assert ["clean-up failed: PermissionError" in record.getMessage() for record in caplog.records] == [True]
+
+
+async def refuse():
+    raise PermissionError
+
+
+class Dropped(Exception):
+    """Ends the driver of a coroutine, which closes that."""
+
+
+def test_a_dropped_request_takes_no_other_with_it(servers):
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False, limit=1, pool_timeout=1)
+        async with client.stream("GET", servers.plain.url + "/chunked") as response:
+            waiting = client.get(servers.plain.url + "/get")
+            waiting.send(None)  # For the first, a place in the pool.
+            waiting.close()
+            await passes()
+            assert (await response.aread()).count(b"chunk") == 4
+        expect(await client.get(servers.plain.url + "/get"))
+        await client.aclose()
+
+    anyio.run(main)
