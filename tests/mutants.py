@@ -96,7 +96,7 @@ MUTANTS = [
     Mutant("cancels during a close go on", SEND, "await effort.let_cancel(handled)", "pass", TABLE + "late"),
     Mutant("a scope that is held open, in a close", SEND, "own=self.own_scope", "own=None", NEEDS + "stream"),
     Mutant("a close that is dropped goes on elsewhere", SEND, ", owner=self", "", TABLE + "drop"),
-    Mutant("a close that was given up is told", SEND, "give_up(self._settings.close_timeout)", "pass", LEFT + "sleep_forever"),
+    Mutant("a close that was given up is told", SEND, "give_up(self._settings.close_timeout)", "pass", LEFT + "sleep_forever", LISTED),
     # -- The rescue
     Mutant("pools are put right", SEND, "self.closers += _pool.settle(exchanges)", "pass", SWEEP + "once"),
     Mutant("responses are closed", SEND, "self.closers.append(closer)", "pass", TABLE + "Abort"),

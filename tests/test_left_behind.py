@@ -136,7 +136,7 @@ def test_a_response_whose_socket_cannot_be_closed(servers, close):
 
     before = httpx_cancel_safe.stats().timed_out
     run(main)
-    assert httpx_cancel_safe.stats().timed_out == before + (close is not refuse)
+    assert (httpx_cancel_safe.stats().timed_out > before) == (close is not refuse)
     assert servers.plain.wait_closed_to(0, 2)
 
 
