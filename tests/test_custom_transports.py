@@ -296,6 +296,67 @@ def test_an_error_for_which_httpx_closes_comes_out_before_a_cancel_that_came_mea
     assert stream.closed
 
 
+@needs_scopes
+def test_a_scope_that_is_cancelled_beside_an_error_ends_with_the_block():
+    """What was held back for it must not come out of it once more."""
+    closed = []
+
+    class Cancelled(CancelledMeanwhile):
+        async def aclose(self):
+            asyncio.get_event_loop().call_soon(scope.cancel)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            closed.append(True)
+
+    async def main():
+        nonlocal scope
+        client = httpx.AsyncClient(transport=SlowTransport(Cancelled(0)))
+        scope = anyio.CancelScope()
+        with contextlib.suppress(custom.Refused), scope:
+            await client.get(custom.URL)
+        await asyncio.sleep(0)
+        await client.aclose()
+
+    scope = None
+    with httpx_cancel_safe.patched():
+        anyio.run(main)
+    assert closed == [True]
+
+
+@needs_scopes
+def test_a_close_that_fails_to_leave_its_scope_hides_no_cancel_from_it():
+    class Entered(Slow):
+        scope = None
+
+        async def aclose(self):
+            raise custom.Refused
+
+    stream = Entered(0)
+
+    class Transport(SlowTransport):
+        async def exchange(self, asked):
+            stream.scope = anyio.CancelScope().__enter__()
+            return 200, [], stream
+
+    async def main():
+        client = httpx.AsyncClient(transport=Transport(stream))
+        reached = []
+        with anyio.CancelScope() as outer:
+            with pytest.raises(custom.Refused):
+                await client.get(custom.URL)
+            outer.cancel()
+            try:
+                await anyio.sleep(1)
+            except asyncio.CancelledError:
+                reached.append(True)
+            stream.scope.__exit__(None, None, None)
+        await client.aclose()
+        assert reached == [True]
+
+    with httpx_cancel_safe.patched():
+        anyio.run(main)
+
+
 @needs_trio
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <async_generator object Auth")  # httpx up to 0.17
 def test_a_close_that_waits_as_trio_does_not_fails_and_no_more():
@@ -342,6 +403,19 @@ def test_a_request_that_is_dropped_while_it_cleans_up_is_cleaned_up_by_another_t
 
     with httpx_cancel_safe.patched():
         anyio.run(main)
+
+
+def test_a_clean_up_of_a_dropped_request_that_hangs_is_given_up_and_told():
+    async def main():
+        request = aborted_request(Spinning(0))
+        request.send(None)
+        request.close()
+        await asyncio.wait(custom.all_tasks() - {custom.current_task()})
+
+    before = httpx_cancel_safe.stats().timed_out
+    with httpx_cancel_safe.patched(close_timeout=0.01):
+        anyio.run(main)
+    assert httpx_cancel_safe.stats().timed_out == before + 1
 
 
 def test_a_client_that_was_watched_is_left_alone_afterwards():

@@ -366,6 +366,14 @@ def test_an_httpcore_that_is_not_understood_is_warned_of_once(log, monkeypatch):
     assert no_secret_in(log), log
 
 
+def test_an_httpcore_that_is_not_known_is_warned_of(log, monkeypatch):
+    monkeypatch.setattr(sys.modules["httpcore"], "__version__", "0.14-by-a-vendor")
+    monkeypatch.setattr(_pool, "_warned", False)
+    assert _pool.generation.__wrapped__() is None
+    (line,) = log
+    assert "cannot put the pools of httpcore 0.14-by-a-vendor right" in line and "LookupError" in line
+
+
 BOOKS = _pool.generation()
 
 
