@@ -14,7 +14,9 @@ from .support.scenarios import expect
 from .support.servers import serve
 
 pytestmark = [
-    pytest.mark.skipif(not (0, 21) <= compat.HTTPX < (0, 23), reason="httpcore 0.14 alone lists its requests"),
+    pytest.mark.skipif(
+        not (0, 21) <= compat.HTTPX < (0, 23), reason="httpcore 0.14 alone lists its requests"
+    ),
     pytest.mark.filterwarnings("ignore:trio.MultiError"),
 ]
 
@@ -23,8 +25,9 @@ if (0, 21) <= compat.HTTPX < (0, 23):
 
     from httpx_cancel_safe._pool import listed
 
+needs_trio = pytest.mark.skipif(bool(compat.trio_problem()), reason="no trio")
 every_library = pytest.mark.parametrize(
-    "library", ["asyncio", pytest.param("trio", marks=pytest.mark.skipif(bool(compat.trio_problem()), reason="no trio"))]
+    "library", ["asyncio", pytest.param("trio", marks=needs_trio)]
 )
 
 
@@ -97,11 +100,11 @@ def test_only_what_failed_is_taken_back_at_once(servers, own, library):
 
 def test_sync_pools_take_back_by_themselves_also_under_a_loop(servers, own):
     async def main():
-        client = httpx.Client(trust_env=False)
-        with pytest.raises(LookupError), client.stream("GET", servers.plain.url + "/hang-body"):
+        client = httpx.Client(trust_env=False)  # In a task of asyncio's, on purpose.
+        with pytest.raises(LookupError), client.stream("GET", servers.plain.url + "/hang-body"):  # noqa: ASYNC212
             raise LookupError
         assert len(own) == 1
-        client.close()
+        client.close()  # noqa: ASYNC212
 
     anyio.run(main)
 

@@ -164,7 +164,9 @@ def test_a_response_whose_socket_cannot_be_closed_sync(servers, error):
     limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
     with httpx_cancel_safe.patched():
         client = httpx.Client(limits=limits, timeout=httpx.Timeout(5, pool=0.5), trust_env=False)
-        with pytest.raises(error or PermissionError), client.stream("GET", servers.plain.url + "/hang-body"):
+        # Up to httpx 0.17 it is the caller's block that closes, not httpx.
+        comes_out = error if error and compat.HTTPX >= (0, 18) else PermissionError
+        with pytest.raises(comes_out), client.stream("GET", servers.plain.url + "/hang-body"):
             (stream,) = network_streams(client)
             original, stream.close = stream.close, refuse_sync
             if error is not None:
