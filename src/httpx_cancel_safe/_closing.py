@@ -53,6 +53,7 @@ class Effort:
         self.timer: Optional[asyncio.TimerHandle] = None
         self.outside: Any = None
         self.own: Any = None
+        self.was_shielded = False  # That `own`, by itself.
         self.shield: Any = None
 
     def start_timer(self) -> None:
@@ -82,7 +83,7 @@ class Effort:
             self.shield = anyio.CancelScope(shield=True).__enter__()
         elif hasattr(own, "_child_scopes"):  # anyio 4 keeps more than the parent.
             self.outside = own._parent_scope
-            own.shield = True
+            self.was_shielded, own.shield = own.shield, True
         else:
             self.outside = own._parent_scope
             self.shield = anyio.CancelScope(shield=True).__enter__()
@@ -107,8 +108,9 @@ class Effort:
         if self.timer is not None:
             self.timer.cancel()
         if self.shield is None:
-            return
-        if self.shield is innermost_scope():
+            if self.own is not None and self.own._active:
+                self.own.shield = self.was_shielded
+        elif self.shield is innermost_scope():
             self.shield.__exit__(None, None, None)
         else:  # The close failed to leave its own.
             self.own._parent_scope = self.outside
@@ -327,7 +329,7 @@ def _on_trio(
     value: Any = None
     error: Any = None
     if own is not None:
-        own.shield = True
+        effort.was_shielded, own.shield = own.shield, True
     try:
         while True:
             if effort.shield is None and (own is None or innermost_scope() is outside):
@@ -354,6 +356,8 @@ def _on_trio(
         progress.is_over = True
         if effort.shield is not None:
             effort.shield.__exit__(None, None, None)
+        if own is not None:
+            own.shield = effort.was_shielded
     effort.timed_out = shield.cancelled_caught
     return effort
 
