@@ -4,8 +4,7 @@ What one request writes may carry frames of others, and its headers have changed
 state of the compression that all share. A write cut short leaves the connection out of
 step with its peer, and takes the neighbours down. So a cancel waits until it is done.
 
-This is the one thing that must be there beforehand: pools with HTTP/2 get it when a
-guarded client first uses them. Nothing else about them changes.
+This must be there beforehand: pools with HTTP/2 get it when a guarded client first uses them.
 """
 
 import asyncio
