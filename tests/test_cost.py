@@ -147,6 +147,8 @@ def test_request_that_ends_well(kind, net, is_async):
         assert (calls.ours, calls.others) == ([], plain.others)
     else:
         most = MOST_CALLS[kind][0 if is_async else 1]
+        if kind == "http2" and sys.version_info < (3, 8):
+            most *= 2  # There each read is looked after, too.
         assert len(calls.ours) <= most, calls.ours
         # Python 3.6 looks for the current task in Python.
         assert calls.others <= plain.others + (3 if sys.version_info < (3, 7) else 1) * most

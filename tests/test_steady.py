@@ -128,6 +128,9 @@ def test_what_was_read_stays_unread_where_python_drops_it():
     assert isinstance(make_steady(Plain(), 5.0), OldPythonMixin) == (sys.version_info < (3, 8))
 
 
+@pytest.mark.skipif(
+    compat.HTTPX[:2] == (0, 21), reason="httpcore speaks no HTTP/2 through tunnels from 0.14.0 to 0.14.3"
+)
 def test_http2_through_a_tunnel_writes_steadily(servers):
     async def main():
         client = compat.make_client(

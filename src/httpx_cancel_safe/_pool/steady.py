@@ -59,18 +59,16 @@ class OldPythonMixin(SteadyMixin):
     unread = b""
 
     def read(self, *args: Any, **kwargs: Any) -> Any:
-        work = super().read(*args, **kwargs)  # type: ignore[misc]
-        return self._run(self._read(work), sys._getframe(1))
+        if self.unread:
+            return self._take_unread()
+        return self._run(super().read(*args, **kwargs), sys._getframe(1))  # type: ignore[misc]
 
     def write(self, *args: Any, **kwargs: Any) -> Any:
         return self._run(super().write(*args, **kwargs), sys._getframe(1))
 
-    async def _read(self, work: Any) -> bytes:
-        if self.unread:
-            work.close()
-            data, self.unread = self.unread, b""
-            return data
-        return await work  # type: ignore[no-any-return]
+    async def _take_unread(self) -> bytes:
+        data, self.unread = self.unread, b""
+        return data
 
     async def _run(self, work: Any, caller: Any) -> Any:
         try:
