@@ -66,6 +66,14 @@ def pytest_report_header():
     return "versions: " + ", ".join(found)
 
 
+@pytest.fixture(scope="module")
+def servers():
+    from .support.servers import serve  # Not every cell has what that needs.
+
+    with serve() as running:
+        yield running
+
+
 @pytest.fixture(autouse=True)
 def unpatched():
     """Every test ends without the net, whatever it did."""

@@ -9,7 +9,6 @@ import httpx_cancel_safe
 
 from .support import compat
 from .support.scenarios import SCENARIOS, expect
-from .support.servers import serve
 from .support.sweep import MODES, mode_problem, sweep, target
 
 needs_net = pytest.mark.skipif(
@@ -18,12 +17,6 @@ needs_net = pytest.mark.skipif(
 
 # For the other ways to the server, which differ below the request: the cases that differ there.
 SHORT = ["get", "post", "redirect", "stream-left", "two-requests"]
-
-
-@pytest.fixture(scope="module")
-def servers():
-    with serve() as running:
-        yield running
 
 
 def skip_unless(problem):

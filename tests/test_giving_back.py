@@ -11,7 +11,6 @@ import httpx_cancel_safe
 
 from .support import compat
 from .support.scenarios import expect
-from .support.servers import serve
 
 pytestmark = [
     pytest.mark.skipif(
@@ -29,12 +28,6 @@ needs_trio = pytest.mark.skipif(bool(compat.trio_problem()), reason="no trio")
 every_library = pytest.mark.parametrize(
     "library", ["asyncio", pytest.param("trio", marks=needs_trio)]
 )
-
-
-@pytest.fixture(scope="module")
-def servers():
-    with serve() as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)
@@ -240,10 +233,6 @@ def test_who_waits_gets_the_place_of_what_is_idle_and_does_not_fit(servers, capl
 
 async def refuse():
     raise PermissionError
-
-
-class Dropped(Exception):
-    """Ends the driver of a coroutine, which closes that."""
 
 
 def test_a_dropped_request_takes_no_other_with_it(servers):

@@ -12,27 +12,16 @@ import httpx_cancel_safe
 from httpx_cancel_safe import _send
 
 from .support import compat
-from .support.custom import Abort, AsyncAdapter, AsyncStreamBase, current_task
+from .support.custom import Abort, AsyncAdapter, AsyncStreamBase, Dropped, current_task
 from .support.scenarios import SCENARIOS, expect
-from .support.servers import serve
 from .support.sweep import drive
 
 pytestmark = pytest.mark.skipif(compat.FIXED, reason="this httpx needs no net")
 
 
-@pytest.fixture(scope="module")
-def servers():
-    with serve() as running:
-        yield running
-
-
 def run(function, *args):
     with httpx_cancel_safe.patched(close_timeout=0.1):
         return anyio.run(function, *args)
-
-
-class Dropped(Exception):
-    """Ends the driver of a coroutine, which closes that."""
 
 
 @pytest.mark.skipif(

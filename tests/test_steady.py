@@ -14,18 +14,11 @@ from httpx_cancel_safe._pool.steady import PREFACE, OldPythonMixin, SteadyMixin,
 
 from .support import compat
 from .support.scenarios import expect
-from .support.servers import serve
 from .test_left_behind import network_streams
 
 pytestmark = pytest.mark.skipif(
     not (0, 18) <= compat.HTTPX < (0, 23), reason="needs the transports of httpx 0.18 to 0.22"
 )
-
-
-@pytest.fixture(scope="module")
-def servers():
-    with serve() as running:
-        yield running
 
 
 def steady(url, **options):

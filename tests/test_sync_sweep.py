@@ -10,7 +10,6 @@ import pytest
 
 import httpx_cancel_safe
 from tests.support import compat
-from tests.support.servers import serve
 
 pytestmark = pytest.mark.skipif(
     compat.FIXED, reason="httpx %s needs no net: what it leaks is its own" % httpx.__version__
@@ -79,12 +78,6 @@ def stream_left(client, url):
 
 
 SCENARIOS = (get, chunked, post, redirect, digest, stream, stream_left)
-
-
-@pytest.fixture(scope="module")
-def servers():
-    with serve() as running:
-        yield running
 
 
 def faults_of(scenario, make, error, url, server, interrupter):

@@ -26,19 +26,12 @@ from .support import compat
 from .support.cancelling import cancelled_at, run, ways_on
 from .support.custom import AsyncAdapter
 from .support.scenarios import SCENARIOS, expect
-from .support.servers import serve
 from .support.sweep import Noise, no_gc, target
 
 pytestmark = pytest.mark.skipif(compat.FIXED, reason="httpx %s needs no net" % httpx.__version__)
 
 CLASSES = (httpx._client.AsyncClient, httpx._client.Client)
 MOST_POINTS = 200
-
-
-@pytest.fixture(scope="module")
-def servers():
-    with serve() as running:
-        yield running
 
 
 @pytest.fixture

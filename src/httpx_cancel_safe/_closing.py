@@ -261,11 +261,12 @@ def uninterrupted(
                 else:
                     value = yield waiting
             except asyncio.CancelledError as exc:
-                if _cancels_itself(coroutine, _edge(effort), exc):
-                    own = _own_cancels(coroutine)
-                    if _is_two(exc, effort, before + own):
+                by_scope = _any_cancelled(innermost_scope(), _edge(effort), exc)
+                own_count = _own_cancels(coroutine)
+                if by_scope or own_count:  # The close cancels itself.
+                    if _is_two(by_scope, effort, before + own_count):
                         effort, before = effort or Effort(seconds), 0
-                        effort.hold(exc, own)
+                        effort.hold(exc, own_count)
                     if is_future and waiting.cancel(*exc.args):
                         continue
                     error = exc
@@ -429,21 +430,14 @@ def _counted(effort: Optional[Effort]) -> int:
     return count
 
 
-def _is_two(exc: BaseException, effort: Optional[Effort], own: int) -> bool:
-    """Tell whether `exc`, by which the close cancels itself, is also a cancel from outside.
+def _is_two(by_scope: bool, effort: Optional[Effort], own_count: int) -> bool:
+    """Tell whether a cancel that is the close's own is also one from outside.
 
     asyncio makes one of those that come in the same pass of the loop, but counts them. anyio 3
-    does not tell how many of them are its own.
+    does not tell how many of them are its scopes'.
     """
-    scope = innermost_scope()
-    is_known = hasattr(scope, "_pending_uncancellations")
-    is_known = is_known or not _any_cancelled(scope, _edge(effort), exc)
-    return is_known and _counted(effort) > own
-
-
-def _cancels_itself(coroutine: Any, outside: Any, exc: BaseException) -> bool:
-    """Tell whether the cancel comes from a scope, timeout or group opened by `coroutine`."""
-    return _any_cancelled(innermost_scope(), outside, exc) or _own_cancels(coroutine) > 0
+    is_known = not by_scope or hasattr(innermost_scope(), "_pending_uncancellations")
+    return is_known and _counted(effort) > own_count
 
 
 def _own_cancels(coroutine: Any) -> int:

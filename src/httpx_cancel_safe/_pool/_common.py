@@ -34,10 +34,15 @@ def half_open(function: str, local: Any) -> Any:
     found = local.get(HALF_OPEN.get(function))
     if function == "wait_for":
         # Before Python 3.8 it drops what was ready when the cancel came: a reader and a writer.
-        is_ready = asyncio.isfuture(found) and found.done() and not found.cancelled()
-        result = found.result() if is_ready and found.exception() is None else None
+        result = result_of(found)
         found = result[1] if isinstance(result, tuple) else None
     return found
+
+
+def result_of(future: Any) -> Any:
+    """Return what a future has come to; None if nothing yet, if it failed, or if it is none."""
+    is_ready = asyncio.isfuture(future) and future.done() and not future.cancelled()
+    return future.result() if is_ready and future.exception() is None else None
 
 
 def close_method(resource: Any, is_async: bool = True) -> Callable[[], Any]:

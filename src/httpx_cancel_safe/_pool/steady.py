@@ -13,6 +13,7 @@ import sys
 from typing import Any, Dict
 
 from .. import _closing
+from ._common import result_of
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, section 3.4.
 _classes: Dict[type, type] = {}
@@ -76,9 +77,7 @@ class OldPythonMixin(SteadyMixin):
         except asyncio.CancelledError as exc:
             traceback = exc.__traceback__
             while traceback is not None:
-                read = traceback.tb_frame.f_locals.get("fut")
-                if asyncio.isfuture(read) and read.done() and not read.cancelled():
-                    self.unread = (not read.exception() and read.result()) or b""
+                self.unread = result_of(traceback.tb_frame.f_locals.get("fut")) or self.unread
                 traceback = traceback.tb_next
             if isinstance(exc, Exception):
                 # Once httpcore has taken note of it, and before any neighbour has its turn.
