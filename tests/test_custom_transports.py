@@ -323,6 +323,58 @@ def test_a_scope_that_is_cancelled_beside_an_error_ends_with_the_block():
     assert closed == [True]
 
 
+class CancelledBySteps(Slow):
+    """Its scope is cancelled, or it raises, while it is read; its task while it closes."""
+
+    scope = None
+    error = None
+
+    async def __aiter__(self):
+        yield b""
+        if self.error is not None:
+            raise self.error
+        self.scope.cancel()
+        await anyio.sleep_forever()
+
+    async def aclose(self):
+        asyncio.get_event_loop().call_soon(self.scope.cancel)
+        asyncio.get_event_loop().call_soon(custom.current_task().cancel)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self.closed = True
+
+
+@needs_scopes
+@pytest.mark.parametrize("error", [None, custom.Refused()])
+def test_a_task_that_is_cancelled_beside_its_scope_is_told_once(error):
+    """Whatever goes on its way first: the scope takes its own cancel, and not the task's."""
+    stream = CancelledBySteps(0)
+    stream.error = error
+    told = []
+
+    async def main():
+        client = httpx.AsyncClient(transport=SlowTransport(stream))
+        try:
+            with contextlib.suppress(custom.Refused), anyio.CancelScope() as stream.scope:
+                await client.get(custom.URL)
+        except asyncio.CancelledError:
+            told.append("by the request")
+        try:
+            for _ in range(3):
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            told.append("by the next wait")
+        task = custom.current_task()
+        while getattr(task, "cancelling", bool)():
+            task.uncancel()
+        await client.aclose()
+
+    with httpx_cancel_safe.patched():
+        anyio.run(main)
+    assert stream.closed
+    assert len(told) == 1, told
+
+
 @needs_scopes
 def test_a_close_that_fails_to_leave_its_scope_hides_no_cancel_from_it():
     class Entered(Slow):

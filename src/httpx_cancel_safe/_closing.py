@@ -131,8 +131,7 @@ class Effort:
         If an exception is on its way already, it goes first.
         """
         if handled is not None:
-            if not is_cancel(handled):
-                self.redeliver()
+            self.redeliver(handled)
         elif self.held:
             raise self.held.pop(0)  # Taken out: its traceback holds this frame.
         elif library() == "trio":
@@ -142,12 +141,12 @@ class Effort:
 
             await anyio.lowlevel.checkpoint_if_cancelled()
 
-    def redeliver(self) -> None:
-        """Let the task's next wait see a cancel that was held back.
+    def redeliver(self, exc: Optional[BaseException]) -> None:
+        """Let the task's next wait see a cancel that was held back, while `exc` goes on its way.
 
-        For when another exception goes on its way. anyio's scopes do it by themselves.
+        If that is a cancel, it will do for both, unless a scope takes it for its own alone.
         """
-        if self.held and not _any_cancelled(innermost_scope(), None):
+        if self.held and not (is_cancel(exc) and not _will_swallow(innermost_scope(), exc)):
             task = _current_task()
             task.cancel()
             if hasattr(task, "uncancel"):
@@ -292,7 +291,7 @@ def uninterrupted(
     try:
         if failure is not None:
             if effort is not None:
-                effort.redeliver()
+                effort.redeliver(None)
             raise failure
     finally:
         failure = None  # It holds this frame.
@@ -412,6 +411,17 @@ def _may_have_raised(scope: Any, exc: BaseException) -> bool:
     """Tell whether `exc` may come from `scope`; anyio 4 says so, from Python 3.9 on."""
     says = hasattr(scope, "_child_scopes") and sys.version_info >= (3, 9)
     return not says or f" cancel scope {id(scope):x}" in str(exc)
+
+
+def _will_swallow(scope: Any, exc: Optional[BaseException]) -> bool:
+    """Tell whether `exc` ends at one of the scopes from `scope` outwards, whoever else cancels.
+
+    Those of anyio 3.7, and of 4.16 on, let it go on when the task counts another one.
+    """
+    counts = hasattr(scope, "_cancelling_at_enter") or (
+        hasattr(scope, "_uncancel") and not hasattr(scope, "_cancelling")
+    )
+    return not (counts and sys.version_info >= (3, 11)) and _any_cancelled(scope, None, exc)
 
 
 def _edge(effort: Optional[Effort]) -> Any:

@@ -493,8 +493,7 @@ async def _clean_up(
     if effort is not None:
         if effort.timed_out:
             give_up(settings.close_timeout)
-        if not _closing.is_cancel(exc):
-            effort.redeliver()
+        effort.redeliver(exc)
 
 
 async def _close_all(closers: List[Callable[[], Any]]) -> None:

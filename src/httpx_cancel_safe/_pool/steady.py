@@ -43,7 +43,7 @@ class SteadyMixin:
         if effort is not None:
             self.is_out_of_step = self.is_out_of_step or effort.timed_out
             if is_preface:
-                effort.redeliver()  # Once httpcore has noted that it need not come again.
+                effort.redeliver(None)  # Once httpcore has noted that it need not come again.
             else:
                 await effort.let_cancel()
 
