@@ -11,6 +11,7 @@ import httpx_cancel_safe
 
 from .support import compat
 from .support.scenarios import expect
+from .test_left_behind import network_streams
 
 pytestmark = [
     pytest.mark.skipif(
@@ -188,6 +189,43 @@ def test_a_close_that_is_given_up_gives_back_all_the_same(servers, library):
 
     with httpx_cancel_safe.patched(close_timeout=0.05):
         anyio.run(main, backend=library)
+
+
+def test_who_waits_is_served_when_one_that_was_just_served_is_cancelled(servers):
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False, pool_timeout=1)
+        async with client.stream("GET", servers.plain.url + "/hang-body"):
+            first, second = [start(client.get(servers.plain.url + "/get")) for _ in range(2)]
+            await passes()
+        assert [status.connection is None for status in pool_of(client)._requests] == [False, True]
+        await cancel(first)
+        assert first.cancelled()
+        expect(await second)
+        await client.aclose()
+
+    anyio.run(main)
+
+
+def test_a_connection_that_was_being_closed_for_its_place_leaves_it(servers):
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, servers.client_context(), pool_timeout=1)
+        expect(await client.get(servers.plain.url + "/get"))
+        (stream,) = network_streams(client)
+        original, is_closing = stream.aclose, asyncio.Event()
+
+        async def aclose():
+            stream.aclose = original
+            is_closing.set()
+            await asyncio.Event().wait()
+
+        stream.aclose = aclose
+        task = start(client.get(servers.tls.url + "/get"))
+        await is_closing.wait()
+        await cancel(task)
+        expect(await client.get(servers.tls.url + "/get"))
+        await client.aclose()
+
+    anyio.run(main)
 
 
 def status_for(url):

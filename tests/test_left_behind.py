@@ -10,6 +10,7 @@ import pytest
 
 import httpx_cancel_safe
 from httpx_cancel_safe import _send
+from httpx_cancel_safe._pool._common import reset_stream
 
 from .support import compat
 from .support.custom import Abort, AsyncAdapter, AsyncStreamBase, Dropped, current_task
@@ -96,6 +97,38 @@ def network_streams(client):
     if compat.HTTPX >= (0, 21):
         return [connection._connection._network_stream for connection in pool._pool]
     return [one.socket for connections in pool._connections.values() for one in connections]
+
+
+def requests_in_books(client):
+    pool = getattr(client._transport, "_pool", client._transport)
+    if compat.HTTPX >= (0, 21):
+        return len(pool._requests)
+    return sum(len(connections) for connections in pool._connections.values())
+
+
+def test_the_books_are_right_before_anything_waits(servers):
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False)
+        booked = []
+
+        def extract_cookies(response):
+            (stream,) = network_streams(client)
+            original = stream.aclose
+
+            async def aclose():
+                booked.append(requests_in_books(client))
+                await original()
+
+            stream.aclose = aclose
+            raise Abort
+
+        client.cookies.extract_cookies = extract_cookies
+        with pytest.raises(Abort):
+            await client.get(servers.plain.url + "/hang-body")
+        assert set(booked) <= {0}
+        await client.aclose()
+
+    run(main)
 
 
 async def refuse():
@@ -197,6 +230,52 @@ def test_http2_streams_that_are_left_unread_end_for_both_sides(servers):
 
     run(main)
     assert servers.http2.wait_closed_to(0, 2)
+
+
+@pytest.mark.skipif(compat.HTTPX < (0, 18), reason="as above")
+def test_http2_streams_that_are_given_up_end_for_both_sides(servers):
+    """While they wait for an answer, and once that is there; another stream keeps the connection."""
+
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, servers.client_context(), http2=True)
+        async with client.stream("GET", servers.http2.url + "/hang-body"):
+            for _ in range(55):
+                client.cookies.extract_cookies = abort
+                with pytest.raises(Abort):
+                    await client.get(servers.http2.url + "/large")
+                del client.cookies.extract_cookies
+                task = asyncio.get_event_loop().create_task(client.get(servers.http2.url + "/hang-headers"))
+                for _ in range(30):  # It is sent, as nothing holds it up.
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+            expect(await client.get(servers.http2.url + "/get"))
+        await client.aclose()
+
+    accepted = servers.http2.accepted
+    run(main)
+    assert servers.http2.accepted == accepted + 1
+    assert servers.http2.wait_closed_to(0, 2)
+
+
+def test_what_an_http2_stream_that_is_given_up_has_received_counts_as_read():
+    """Else the window that all streams share runs dry."""
+    import h2.config
+    import h2.connection
+
+    mine = h2.connection.H2Connection()
+    peer = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+    mine.initiate_connection()
+    peer.initiate_connection()
+    mine.send_headers(1, [(":method", "GET"), (":authority", "a"), (":scheme", "https"), (":path", "/")])
+    peer.receive_data(mine.data_to_send())
+    peer.send_headers(1, [(":status", "200")])
+    for _ in range(3):
+        peer.send_data(1, b"x" * 16000)
+    events = mine.receive_data(peer.data_to_send())
+    reset_stream(mine, 1, events)
+    peer.receive_data(mine.data_to_send())
+    assert peer.outbound_flow_control_window == 65535
 
 
 def test_each_closer_has_its_turn():

@@ -196,6 +196,24 @@ def test_a_request_counts_once_however_often_it_goes_wrong():
         assert httpx_cancel_safe.stats().released - before == 2
 
 
+def test_a_request_inside_another_counts_once():
+    async def main():
+        inner = compat.make_client(httpx.AsyncClient, False)
+
+        class Transport(AsyncAdapter):
+            async def exchange(self, asked):
+                await inner.get(servers.plain.url + "/hang-headers")
+
+        async with httpx.AsyncClient(transport=Transport()) as outer:
+            await cancel(outer.get("http://custom.test"), lambda: servers.plain.accepted)
+        await inner.aclose()
+
+    with serve() as servers, httpx_cancel_safe.patched():
+        before = httpx_cancel_safe.stats().released
+        run(main())
+        assert httpx_cancel_safe.stats().released - before == 1
+
+
 def test_the_counts_belong_together_whichever_thread_asks():
     class Stream(StreamBase):
         def __iter__(self):
