@@ -10,6 +10,7 @@ import pytest
 import httpx_cancel_safe
 
 from .support import compat
+from .support.cancelling import cancelled_at
 from .support.scenarios import expect
 from .test_left_behind import network_streams
 
@@ -226,6 +227,76 @@ def test_a_connection_that_was_being_closed_for_its_place_leaves_it(servers):
         await client.aclose()
 
     anyio.run(main)
+
+
+@pytest.mark.parametrize("origin, proxied", [("tls", False), ("tls", True), ("http2", True)])
+def test_who_waits_for_a_connection_gets_it_when_who_connects_is_cancelled(servers, origin, proxied):
+    """Two requests share it until it is known whether it speaks HTTP/2."""
+
+    async def main(k):
+        options = {"proxy": servers.proxy.url} if proxied else {}
+        client = compat.make_client(httpx.AsyncClient, servers.client_context(), http2=True, **options)
+        url = getattr(servers, origin).url + "/get"
+        first = start(cancelled_at(k, client.get(url), "once"))
+        expect(await client.get(url))
+        was_cancelled = await first
+        await client.aclose()
+        return was_cancelled
+
+    k = 1
+    while anyio.run(main, k):
+        k += 1
+    assert k > 5
+
+
+def test_places_do_not_move_while_somebody_holds_the_lock(servers):
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False, limit=2)
+        pool = pool_of(client)
+        task = start(client.get(servers.plain.url + "/hang-headers"))
+        await passes(2)
+        request = client.build_request("GET", servers.plain.url + "/chunked")
+        response = await client.send(request, stream=True)
+        going, staying = [status.connection for status in pool._requests]
+        pool._pool[:] = [going, staying]
+        async with pool._pool_lock:
+            await cancel(task)
+            assert (len(pool._pool), pool._pool[1]) == (2, staying)
+            assert pool._pool[0] is not going
+        assert (await response.aread()).count(b"chunk") == 4
+        for _ in range(2):
+            expect(await client.get(servers.plain.url + "/get"))
+        assert pool._pool == [staying]
+        await client.aclose()
+
+    anyio.run(main)
+
+
+def test_what_httpcore_was_closing_when_it_was_cancelled_again_is_closed(servers):
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False)
+        task = start(client.get(servers.plain.url + "/hang-headers"))
+        while not servers.plain.open_connections:
+            await asyncio.sleep(0)
+        await passes()
+        (stream,) = network_streams(client)
+        original = stream.aclose
+
+        async def aclose():
+            stream.aclose = original
+            asyncio.get_event_loop().call_soon(task.cancel)
+            await asyncio.Event().wait()
+
+        stream.aclose = aclose
+        await cancel(task)
+        assert stream.aclose == original
+        expect(await client.get(servers.plain.url + "/get"))
+        await client.aclose()
+        await asyncio.sleep(0)
+        return stream
+
+    stream = anyio.run(main)
+    assert servers.plain.wait_closed_to(0, 2), stream
 
 
 def status_for(url):

@@ -10,7 +10,7 @@ import pytest
 
 import httpx_cancel_safe
 from httpx_cancel_safe import _send
-from httpx_cancel_safe._pool._common import reset_stream
+from httpx_cancel_safe._pool._common import is_begun, reset_stream
 
 from .support import compat
 from .support.custom import Abort, AsyncAdapter, AsyncStreamBase, Dropped, current_task
@@ -276,6 +276,115 @@ def test_what_an_http2_stream_that_is_given_up_has_received_counts_as_read():
     reset_stream(mine, 1, events)
     peer.receive_data(mine.data_to_send())
     assert peer.outbound_flow_control_window == 65535
+
+
+def http2_of(client):
+    pool = getattr(client._transport, "_pool", client._transport)
+    if compat.HTTPX >= (0, 21):
+        return pool._pool[0]._connection, pool._pool[0]._connection
+    ((connection,),) = pool._connections.values()
+    return connection, connection.connection
+
+
+@pytest.mark.skipif(compat.HTTPX < (0, 18), reason="as above")
+def test_an_http2_connection_that_idles_after_a_given_up_stream_expires(servers):
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, servers.client_context(), http2=True)
+
+        def extract_cookies(response):
+            for one in http2_of(client):
+                for name in ("_expire_at", "_should_expire_at", "expires_at"):
+                    if hasattr(one, name):
+                        setattr(one, name, None)
+            raise Abort
+
+        client.cookies.extract_cookies = extract_cookies
+        with pytest.raises(Abort):
+            await client.get(servers.http2.url + "/hang-body")
+        names = ("_expire_at", "_should_expire_at", "expires_at")
+        found = [getattr(one, name, None) for one in http2_of(client) for name in names]
+        assert any(found), found
+        await client.aclose()
+
+    run(main)
+
+
+def base_of(stream):
+    """The class that writes, below those that make it steady."""
+    kinds = type(stream).__mro__
+    return next(kind for kind in kinds if "write" in vars(kind) and kind.__module__.startswith("httpcore."))
+
+
+@pytest.mark.skipif(compat.HTTPX < (0, 18), reason="as above")
+def test_an_http2_connection_whose_write_was_cut_short_is_not_used_again(servers, monkeypatch):
+    async def hang(*args, **kwargs):
+        await asyncio.Event().wait()
+
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, servers.client_context(), http2=True)
+        expect(await client.get(servers.http2.url + "/get"))
+        monkeypatch.setattr(base_of(network_streams(client)[0]), "write", hang)
+        task = asyncio.get_event_loop().create_task(client.get(servers.http2.url + "/get"))
+        for _ in range(30):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        monkeypatch.undo()
+        expect(await client.get(servers.http2.url + "/get"))
+        await client.aclose()
+
+    accepted = servers.http2.accepted
+    run(main)
+    assert servers.http2.accepted == accepted + 2
+    servers.http2.drop_connections()
+
+
+@pytest.mark.skipif(compat.HTTPX < (0, 18), reason="as above")
+def test_a_cancel_while_the_preface_is_written_is_not_lost(servers, monkeypatch):
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, servers.client_context(), http2=True)
+        expect(await client.get(servers.http2.url + "/get"))
+        kind = base_of(network_streams(client)[0])
+        await client.aclose()
+        original, writes = kind.write, []
+
+        async def write(*args, **kwargs):
+            if not writes:
+                asyncio.get_event_loop().call_soon(task.cancel)
+            writes.append(args)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            await original(*args, **kwargs)
+
+        monkeypatch.setattr(kind, "write", write)
+        client = compat.make_client(httpx.AsyncClient, servers.client_context(), http2=True)
+        task = asyncio.get_event_loop().create_task(client.get(servers.http2.url + "/get"))
+        await asyncio.wait([task])
+        assert task.cancelled()
+        monkeypatch.undo()
+        expect(await client.get(servers.http2.url + "/get"))
+        await client.aclose()
+
+    run(main)
+    assert servers.http2.wait_closed_to(0, 2)
+
+
+def test_a_preface_is_begun_once():
+    import h2.connection
+
+    class Lock:
+        def __init__(self, is_locked):
+            self._lock = self
+            self.locked = lambda: is_locked
+
+    state = h2.connection.H2Connection()
+    state.initiate_connection()
+    assert not is_begun(state, None)
+    state.increment_flow_control_window(2**24)
+    assert is_begun(state, None)
+    assert is_begun(state, Lock(False))
+    assert not is_begun(state, Lock(True))  # Who holds it goes on with it.
 
 
 def test_each_closer_has_its_turn():
