@@ -198,7 +198,7 @@ def test_a_request_counts_once_however_often_it_goes_wrong():
 
 def test_a_request_inside_another_counts_once():
     async def main():
-        inner = compat.make_client(httpx.AsyncClient, False)
+        inner = compat.make_client(httpx.AsyncClient, False, pool_timeout=0.01)
 
         class Transport(AsyncAdapter):
             async def exchange(self, asked):
@@ -206,12 +206,32 @@ def test_a_request_inside_another_counts_once():
 
         async with httpx.AsyncClient(transport=Transport()) as outer:
             await cancel(outer.get("http://custom.test"), lambda: servers.plain.accepted)
+            request = inner.build_request("GET", servers.plain.url + "/hang-body")
+            holder = await inner.send(request, stream=True)
+            with pytest.raises(httpx.PoolTimeout):
+                await outer.get("http://custom.test")
+            await holder.aclose()
         await inner.aclose()
 
     with serve() as servers, httpx_cancel_safe.patched():
         before = httpx_cancel_safe.stats().released
         run(main())
-        assert httpx_cancel_safe.stats().released - before == 1
+        assert httpx_cancel_safe.stats().released - before == 2
+
+
+def test_a_time_out_is_counted_with_its_phase():
+    """Though what httpx raises was made of httpcore's, a good deal further up."""
+
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False, timeout=0.05)
+        with pytest.raises(httpx.ReadTimeout):
+            await client.get(servers.plain.url + "/hang-headers")
+        await client.aclose()
+
+    with serve() as servers, httpx_cancel_safe.patched():
+        changed = Changed()
+        run(main())
+    assert changed() == ({"reading": 1}, 0, 0)
 
 
 def test_the_counts_belong_together_whichever_thread_asks():
