@@ -338,8 +338,7 @@ def test_an_http2_connection_whose_write_was_cut_short_is_not_used_again(servers
     accepted = servers.http2.accepted
     run(main)
     assert servers.http2.accepted == accepted + 2
-    servers.http2.drop_connections()
-    gc.collect()  # Its socket is left to the garbage collector.
+    assert servers.http2.wait_closed_to(0, 2)
 
 
 @pytest.mark.skipif(compat.HTTPX < (0, 18), reason="as above")

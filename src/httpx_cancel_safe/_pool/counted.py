@@ -72,7 +72,8 @@ class Exchange:
         if self.gave_back and not is_h2 and state is not closed:
             return
         if is_h2:
-            self._end_stream(inner, closers)
+            # Out of step, it can take no more: a reset would wait for what was cut short.
+            self._end_stream(inner, [] if self.is_out_of_step else closers)
             if self.is_out_of_step:
                 state = closed
             busy = getattr(inner, _name(inner, "streams")) or is_locked(

@@ -122,9 +122,8 @@ class Exchange:
         is_h2 = hasattr(inner, "_h2_state")
         was_closed = inner is not None and inner.is_closed() and not self.closing
         if is_h2:
-            self._end_stream(inner, closers)
-            if self.is_out_of_step:
-                inner._connection_error = True
+            # Out of step, it can take no more: a reset would wait for what was cut short.
+            self._end_stream(inner, [] if self.is_out_of_step else closers)
             in_use = _in_use(self.pool, connection)
             broken = getattr(inner, "_connection_error", False) or inner._events
             gone = inner.is_closed() or self.is_out_of_step or (not in_use and broken)
