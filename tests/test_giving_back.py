@@ -236,6 +236,8 @@ def test_a_connection_that_was_being_closed_for_its_place_leaves_it(servers):
 @pytest.mark.parametrize("origin, proxied", [("tls", False), ("tls", True), ("http2", True)])
 def test_who_waits_for_a_connection_gets_it_when_who_connects_is_cancelled(servers, origin, proxied):
     """Two requests share it until it is known whether it speaks HTTP/2."""
+    if origin == "http2" and compat.HTTPX[:2] == (0, 21):
+        pytest.skip("httpcore speaks no HTTP/2 through tunnels from 0.14.0 to 0.14.3")
 
     async def main(k):
         options = {"proxy": servers.proxy.url} if proxied else {}
