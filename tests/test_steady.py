@@ -121,6 +121,28 @@ def test_what_was_read_stays_unread_where_python_drops_it():
     assert isinstance(make_steady(Plain(), 5.0), OldPythonMixin) == (sys.version_info < (3, 8))
 
 
+def test_what_is_left_to_read_does_not_make_a_close_fail():
+    """Httpcore before 0.13 raises it in the request that needs another connection then."""
+
+    class CloseError(Exception):
+        pass
+
+    class Closing(Plain):
+        failure = CloseError()
+
+        async def aclose(self):
+            raise self.failure
+
+    async def main():
+        stream = make_steady(Closing(), 5.0)
+        await stream.aclose()
+        stream.failure = PermissionError()
+        with pytest.raises(PermissionError):
+            await stream.aclose()
+
+    anyio.run(main)
+
+
 @pytest.mark.skipif(
     compat.HTTPX[:2] == (0, 21), reason="httpcore speaks no HTTP/2 through tunnels from 0.14.0 to 0.14.3"
 )
