@@ -97,9 +97,7 @@ class Exchange:
         connection = None if status is None else status.connection
         if self.stream is not None:
             self.stream._pool = Settled() if hasattr(pool, "aclose") else SettledSync()
-        try:
-            pool._requests.remove(status)
-        except ValueError:
+        if not _take_out(pool, status):
             self.gave_back = self.stream is not None  # Before a response nothing is given back.
         closers += [close_method(socket) for socket in self.sockets]
         if connection is not None:
@@ -253,10 +251,7 @@ def give_back_at_once(pool: Any) -> None:
         is_failed = error is not None and not isinstance(error, GeneratorExit)
         if not is_failed or _closing.library() != "asyncio":
             return type(pool).response_closed(pool, status)
-        try:
-            pool._requests.remove(status)
-        except ValueError:
-            pass
+        _take_out(pool, status)
         connection = status.connection
         if connection.is_closed() and not (
             _established(connection) is None and _in_use(pool, connection)
@@ -266,6 +261,18 @@ def give_back_at_once(pool: Any) -> None:
         return _closing.nothing()
 
     pool.response_closed = response_closed
+
+
+def _take_out(pool: Any, status: Any) -> bool:
+    """Take a request out of the books, and tell whether it was there; to look for it takes long."""
+    if status is None or getattr(status, "_cancel_safe_is_out", False):
+        return False
+    status._cancel_safe_is_out = True
+    try:
+        pool._requests.remove(status)
+    except ValueError:
+        return False
+    return True
 
 
 def exchanges_of(pool: Any, request: Any) -> List[Exchange]:
@@ -327,6 +334,7 @@ def _await_others(pool: Any, connection: Any) -> None:
             inner._connect_failed = False
         inner = inner._connection
     if connection not in pool._pool:
+        connection._cancel_safe_is_out = False
         pool._pool.append(connection)
 
 
@@ -344,6 +352,9 @@ def _make_idle(inner: Any) -> None:
 
 
 def _vacate(pool: Any, connection: Any) -> None:
+    if getattr(connection, "_cancel_safe_is_out", False):
+        return
+    connection._cancel_safe_is_out = True
     try:
         place = pool._pool.index(connection)
     except ValueError:
