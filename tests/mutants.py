@@ -84,7 +84,8 @@ MUTANTS = [
     Mutant("custom transports are watched", SEND, "client._send_single_request = watch(", "watch(", TABLE + "twice"),
     Mutant("the open responses of a dropped coroutine", SEND, "_note_opened(response)\n", "pass\n", TABLE + "drop"),
     Mutant("a scope that a response holds open", SEND, "if now is not scope:", "if False:", NEEDS + "scope"),
-    Mutant("a response has one guard", SEND, "if response.is_closed or _guard_of(response) is not None:", "if response.is_closed:", NEEDS + "stream"),
+    Mutant("a response has one guard", SEND, "if _guard_of(response) is not None:", "if False:", NEEDS + "stream"),
+    Mutant("a streamed response without a close has no guard", SEND, "if getattr(inner, kind.method, inner) is kind.inherited or response.is_closed:", "if response.is_closed:", "test_cost.py stream"),
     # -- The close of a response
     Mutant("a close that leaves something behind", SEND, "closers += _pool.settle([unsettled])\n        handled", "pass\n        handled", LEFT + "left_unread"),
     Mutant("a block that is dropped does not wait", SEND, "if isinstance(handled, GeneratorExit):", "if False:", TABLE + "drop"),

@@ -26,8 +26,6 @@ from ._stats import count, give_up, logger, warn_of
 # Response streams are checked to be of these from httpx 0.18 on.
 _AsyncByteStream: Any = getattr(httpx._client, "AsyncByteStream", object)
 _SyncByteStream: Any = getattr(httpx._client, "SyncByteStream", object)
-_no_close = getattr(_AsyncByteStream, "aclose", None)  # Inherited by what needs none.
-_no_close_sync = getattr(_SyncByteStream, "close", None)
 _IS_OLD = _AsyncByteStream is object  # A response closes by a callback.
 
 # What watched clients have open, by the frame of the guard around their `send`.
@@ -139,18 +137,16 @@ def _watch(client: Any, settings: Settings) -> Any:
     A close of a custom stream that was interrupted cannot be made up for afterwards, and
     a coroutine that was dropped does not tell what it had open.
     """
+    inherited = AsyncGuardedStream.inherited
 
     async def guard(*args: Any, **kwargs: Any) -> Any:
         scope = _closing.innermost_scope()
         me = client()
         response = await type(me)._send_single_request(me, *args, **kwargs)
-        try:
-            if type(response.stream._stream).aclose is _no_close:
-                return response
-        except AttributeError:
-            pass  # Streams of another make.
-        if settings.active:
-            _guard_response(response, AsyncGuardedStream, settings)
+        inner = type(getattr(response.stream, "_stream", None))
+        if getattr(inner, "aclose", inner) is inherited:
+            return response  # Without a call: most have no close.
+        if settings.active and _guard_response(response, AsyncGuardedStream, settings):
             _note_opened(response)
             now = _closing.innermost_scope()
             if now is not scope:
@@ -162,16 +158,13 @@ def _watch(client: Any, settings: Settings) -> Any:
 
 def _watch_sync(client: Any, settings: Settings) -> Any:
     """Return the same for a sync client, whose closes may raise in place of what went wrong."""
+    inherited = SyncGuardedStream.inherited
 
     def guard(*args: Any, **kwargs: Any) -> Any:
         me = client()
         response = type(me)._send_single_request(me, *args, **kwargs)
-        try:
-            if type(response.stream._stream).close is _no_close_sync:
-                return response
-        except AttributeError:
-            pass
-        if settings.active:
+        inner = type(getattr(response.stream, "_stream", None))
+        if getattr(inner, "close", inner) is not inherited and settings.active:
             _guard_response(response, SyncGuardedStream, settings)
         return response
 
@@ -212,12 +205,15 @@ def _swallowed_cancel(exc: BaseException) -> Optional[BaseException]:
     return None
 
 
-def _guard_response(response: Any, kind: Any, settings: Settings) -> None:
-    """Guard the close of `response`, unless that is done."""
+def _guard_response(response: Any, kind: Any, settings: Settings) -> bool:
+    """Guard the close of `response`, unless that is done or it has none; tell if it is guarded."""
     try:
-        if response.is_closed or _guard_of(response) is not None:
-            return
         stream = response.stream
+        inner = type(getattr(stream, "_stream", None))
+        if getattr(inner, kind.method, inner) is kind.inherited or response.is_closed:
+            return False
+        if _guard_of(response) is not None:
+            return True
         if _IS_OLD and response._on_close is not None:
             close: Callable[[], Any] = functools.partial(response._on_close, response)
             guarded = kind(stream, close, settings)
@@ -227,6 +223,8 @@ def _guard_response(response: Any, kind: Any, settings: Settings) -> None:
             guarded = response.stream = kind(stream, close, settings)
     except Exception as failure:
         _pool.fall_back(failure)
+        return False
+    return True
 
 
 def _guard_of(response: Any) -> Any:
@@ -251,6 +249,8 @@ class _GuardedStream:
 
 class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):  # type: ignore[misc]
     is_async = True
+    method = "aclose"
+    inherited = getattr(_AsyncByteStream, method, None)  # By streams that have no close.
 
     def __aiter__(self) -> Any:
         return self._stream.__aiter__()
@@ -295,6 +295,8 @@ class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):  # type: ignore[misc
 
 class SyncGuardedStream(_GuardedStream, _SyncByteStream):  # type: ignore[misc]
     is_async = False
+    method = "close"
+    inherited = getattr(_SyncByteStream, method, None)
 
     def __iter__(self) -> Any:
         return iter(self._stream)
