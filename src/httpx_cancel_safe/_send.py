@@ -143,9 +143,11 @@ def _watch(client: Any, settings: Settings) -> Any:
         scope = _closing.innermost_scope()
         me = client()
         response = await type(me)._send_single_request(me, *args, **kwargs)
-        inner = type(getattr(response.stream, "_stream", None))
-        if getattr(inner, "aclose", inner) is inherited:
-            return response  # Without a call: most have no close.
+        try:
+            if type(response.stream._stream).aclose is inherited:
+                return response
+        except AttributeError:
+            pass  # Streams of another make.
         if settings.active and _guard_response(response, AsyncGuardedStream, settings):
             _note_opened(response)
             now = _closing.innermost_scope()
@@ -163,8 +165,12 @@ def _watch_sync(client: Any, settings: Settings) -> Any:
     def guard(*args: Any, **kwargs: Any) -> Any:
         me = client()
         response = type(me)._send_single_request(me, *args, **kwargs)
-        inner = type(getattr(response.stream, "_stream", None))
-        if getattr(inner, "close", inner) is not inherited and settings.active:
+        try:
+            if type(response.stream._stream).close is inherited:
+                return response
+        except AttributeError:
+            pass
+        if settings.active:
             _guard_response(response, SyncGuardedStream, settings)
         return response
 
