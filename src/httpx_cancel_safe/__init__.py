@@ -1,6 +1,6 @@
 """Cancelled httpx requests give their connections back, on httpx 0.15.0 to 0.22.0."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 import sys
 import types
