@@ -324,20 +324,23 @@ def test_a_scope_that_is_cancelled_beside_an_error_ends_with_the_block():
 
 
 class CancelledBySteps(Slow):
-    """Its scope is cancelled, or it raises, while it is read; its task while it closes."""
+    """Its scope or its task is cancelled, or it raises, while it is read; its task while it closes."""
 
     scope = None
-    error = None
+
+    def __init__(self, first):
+        self.first = first
 
     async def __aiter__(self):
         yield b""
-        if self.error is not None:
-            raise self.error
-        self.scope.cancel()
+        if self.first == "error":
+            raise custom.Refused
+        (custom.current_task() if self.first == "task" else self.scope).cancel()
         await anyio.sleep_forever()
 
     async def aclose(self):
-        asyncio.get_event_loop().call_soon(self.scope.cancel)
+        if self.first != "task":
+            asyncio.get_event_loop().call_soon(self.scope.cancel)
         asyncio.get_event_loop().call_soon(custom.current_task().cancel)
         for _ in range(3):
             await asyncio.sleep(0)
@@ -345,11 +348,10 @@ class CancelledBySteps(Slow):
 
 
 @needs_scopes
-@pytest.mark.parametrize("error", [None, custom.Refused()])
-def test_a_task_that_is_cancelled_beside_its_scope_is_told_once(error):
-    """Whatever goes on its way first: the scope takes its own cancel, and not the task's."""
-    stream = CancelledBySteps(0)
-    stream.error = error
+@pytest.mark.parametrize("first", ["error", "scope", "task"])
+def test_a_task_that_is_cancelled_while_it_closes_is_told_once(first):
+    """Whatever goes on its way first: a scope takes its own cancel, and not the task's."""
+    stream = CancelledBySteps(first)
     told = []
 
     async def main():
