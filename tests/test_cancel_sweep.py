@@ -103,8 +103,9 @@ def test_http2(servers, name, mode):
 def test_http2_loses_no_cancel(servers, name):
     with httpx_cancel_safe.patched():
         result = check(servers, name, "once", http2=True)
-    # While it connects anyio may lose one, and asyncio's wait_for() one that comes with the answer.
-    assert len(result.swallowed) <= 1, result.swallowed
+    # While it connects anyio may lose one. asyncio's wait_for(), which httpcore before 0.13.4 uses,
+    # may lose that and one that comes with the answer; without the net it loses nearly all.
+    assert len(result.swallowed) <= (1 if compat.HTTPX >= (0, 21) else 2), result.swallowed
 
 
 @needs_net
