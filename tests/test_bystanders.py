@@ -192,8 +192,8 @@ def http2_problem(http2, backend):
     """Skip where httpcore itself cannot do it, with the net or without, cancelled or not."""
     if http2 and sys.version_info < (3, 8) and compat.HTTPX < (0, 21):
         pytest.skip("a CancelledError is an Exception here: httpcore raises it on all streams")
-    if http2 and backend == "asyncio" and compat.HTTPX < (0, 18):
-        pytest.skip("httpcore before 0.13 leaves TLS transports to the garbage collector")
+    if http2 and backend == "asyncio" and compat.HTTPX < (0, 16):
+        pytest.skip("httpcore 0.11 leaves TLS transports to the garbage collector")
 
 
 CHAOTIC = ["get", "chunked", "post", "redirect", "digest", "stream-left"]

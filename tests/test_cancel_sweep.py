@@ -3,6 +3,7 @@
 import asyncio
 import sys
 
+import anyio
 import httpx
 import pytest
 
@@ -81,6 +82,25 @@ def test_idle_connections_that_the_pool_closes(servers, scenario, keepalive, mod
     url, watched, factory = target(servers, httpx.AsyncClient, keepalive=keepalive)
     with httpx_cancel_safe.patched():
         result = sweep(scenario, mode, url, watched, factory)
+    assert result.points > 0
+    assert not result.faults, repr(result)
+
+
+@needs_net
+@main_modes
+def test_idle_connections_that_the_server_has_closed(servers, mode):
+    async def dropped(client, url):
+        expect(await client.get(url + "/get"))
+        servers.plain.drop_connections()
+        for _ in range(2):  # httpcore 0.11 looks at what the loop has read.
+            await anyio.sleep(0)
+        expect(await client.get(url + "/get"))
+
+    dropped.name, dropped.stride = "dropped", 1
+    skip_unless(mode_problem(mode))
+    url, watched, factory = target(servers, httpx.AsyncClient)
+    with httpx_cancel_safe.patched():
+        result = sweep(dropped, mode, url, watched, factory)
     assert result.points > 0
     assert not result.faults, repr(result)
 

@@ -162,6 +162,38 @@ def test_a_response_whose_socket_cannot_be_closed(servers, close):
     assert servers.plain.wait_closed_to(0, 2)
 
 
+def test_a_connection_that_was_given_back_stays_although_the_close_failed(servers, monkeypatch):
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False)
+        pool = getattr(client._transport, "_pool", client._transport)
+        name = "response_closed" if hasattr(pool, "response_closed") else "_response_closed"
+        original = getattr(type(pool), name)
+
+        async def response_closed(*args):
+            await original(*args)
+            raise PermissionError
+
+        monkeypatch.setattr(type(pool), name, response_closed)
+        with pytest.raises(PermissionError):
+            await client.get(servers.plain.url + "/get")
+        monkeypatch.undo()
+        expect(await client.get(servers.plain.url + "/get"))
+        await client.aclose()
+
+    accepted = servers.plain.accepted
+    run(main)
+    assert servers.plain.accepted == accepted + 1
+
+
+def test_a_sync_request_that_found_no_place_takes_none(servers):
+    with httpx_cancel_safe.patched():
+        client = compat.make_client(httpx.Client, False, pool_timeout=0.01)
+        with client.stream("GET", servers.plain.url + "/hang-body"), pytest.raises(httpx.PoolTimeout):
+            client.get(servers.plain.url + "/get")
+        expect(client.get(servers.plain.url + "/get"))
+        client.close()
+
+
 def test_a_close_that_the_caller_asks_for_by_an_error_raises_what_it_raises_without_the_net(servers):
     async def main():
         client = compat.make_client(httpx.AsyncClient, False)

@@ -136,8 +136,6 @@ def read(frames: List[Any]) -> List[Exchange]:
                 current.dropped += local.get("connections_to_close", ())
             elif function == "_keepalive_sweep":
                 current.dropped += local.get("connections_to_close", ())
-            elif function == "_response_closed":
-                current.phase = "closing"
         elif current is None:
             continue
         elif function == "_open_socket":
