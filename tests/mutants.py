@@ -232,7 +232,7 @@ MUTANTS = [
     Mutant("a connection half open leaves the books", COUNT, "_drop(pool, connection)\n                if", "pass\n                if", WAYS + "forward_proxy", COUNTED),
     Mutant("a connection half open is closed", COUNT, "closers.append(close_method(connection.socket))", "pass", WAYS + "connect_proxy", COUNTED),
     Mutant("who connects goes on", COUNT, 'if self.opens or not is_locked(getattr(connection, "_request_lock", None)):', "if True:", NEIGHBOURS + "once", COUNTED),
-    Mutant("a connection that was given back is others'", COUNT, "if self.gave_back and not is_h2 and state is not closed:", "if False:", SWEEP + "stream", COUNTED),
+    Mutant("a connection that was given back is others'", COUNT, "if self.gave_back and not is_h2 and state is not closed:", "if False:", LEFT + "given_back_is_others", COUNTED),
     Mutant("an HTTP/2 stream ends", COUNT, "self._end_stream(inner, [] if self.is_out_of_step else closers)", "pass", LEFT + "left_unread", COUNTED),
     Mutant("nothing is written to a connection out of step", COUNT, "[] if self.is_out_of_step else closers", "closers", LEFT + "cut_short", COUNTED),
     Mutant("no new request on an HTTP/2 connection out of step", COUNT, "if self.is_out_of_step:\n                state = closed", "pass", LEFT + "cut_short", COUNTED),

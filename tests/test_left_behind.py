@@ -162,21 +162,25 @@ def test_a_response_whose_socket_cannot_be_closed(servers, close):
     assert servers.plain.wait_closed_to(0, 2)
 
 
-def test_a_connection_that_was_given_back_stays_although_the_close_failed(servers, monkeypatch):
+def test_a_connection_that_was_given_back_is_others_although_the_close_failed(servers, monkeypatch):
     async def main():
         client = compat.make_client(httpx.AsyncClient, False)
         pool = getattr(client._transport, "_pool", client._transport)
         name = "response_closed" if hasattr(pool, "response_closed") else "_response_closed"
         original = getattr(type(pool), name)
+        other = []
 
         async def response_closed(*args):
             await original(*args)
+            monkeypatch.undo()
+            request = client.build_request("GET", servers.plain.url + "/chunked")
+            other.append(await client.send(request, stream=True))
             raise PermissionError
 
         monkeypatch.setattr(type(pool), name, response_closed)
         with pytest.raises(PermissionError):
             await client.get(servers.plain.url + "/get")
-        monkeypatch.undo()
+        assert (await other[0].aread()).count(b"chunk") == 4
         expect(await client.get(servers.plain.url + "/get"))
         await client.aclose()
 
