@@ -143,7 +143,7 @@ def _watch(client: Any, settings: Settings) -> Any:
         scope = _closing.innermost_scope()
         me = client()
         response = await type(me)._send_single_request(me, *args, **kwargs)
-        try:
+        try:  # Without a call, as most go this way.
             if type(response.stream._stream).aclose is inherited:
                 return response
         except AttributeError:

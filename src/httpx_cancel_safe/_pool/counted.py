@@ -72,8 +72,7 @@ class Exchange:
         if self.gave_back and not is_h2 and state is not closed:
             return
         if is_h2:
-            # Out of step, it can take no more: a reset would wait for what was cut short.
-            self._end_stream(inner, [] if self.is_out_of_step else closers)
+            self._end_stream(inner, closers)
             if self.is_out_of_step:
                 state = closed
             busy = getattr(inner, _name(inner, "streams")) or is_locked(
@@ -106,7 +105,8 @@ class Exchange:
             if self.body is not None:
                 self.body._aclose_func = None
             reset_stream(state, self.stream_id, events)
-            closers.append(lambda: inner.socket.write(state.data_to_send(), {}))
+            if not self.is_out_of_step:  # Else it would wait for what was cut short.
+                closers.append(lambda: inner.socket.write(state.data_to_send(), {}))
 
 
 def read(frames: List[Any]) -> List[Exchange]:

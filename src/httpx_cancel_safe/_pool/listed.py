@@ -120,8 +120,7 @@ class Exchange:
         is_h2 = hasattr(inner, "_h2_state")
         was_closed = inner is not None and inner.is_closed() and not self.closing
         if is_h2:
-            # Out of step, it can take no more: a reset would wait for what was cut short.
-            self._end_stream(inner, [] if self.is_out_of_step else closers)
+            self._end_stream(inner, closers)
             in_use = _in_use(self.pool, connection)
             broken = getattr(inner, "_connection_error", False) or inner._events
             gone = inner.is_closed() or self.is_out_of_step or (not in_use and broken)
@@ -166,7 +165,8 @@ class Exchange:
                 self.stream._stream = None  # Its close would end the same once more,
                 self.body._closed = True  # and so would its generator, left half-way.
             request = self.request
-            closers.append(lambda: inner._write_outgoing_data(request))
+            if not self.is_out_of_step:  # Else it would wait for what was cut short.
+                closers.append(lambda: inner._write_outgoing_data(request))
 
 
 def read(frames: List[Any]) -> List[Exchange]:

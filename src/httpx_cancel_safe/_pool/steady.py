@@ -47,7 +47,6 @@ class SteadyMixin:
             else:
                 await effort.let_cancel()
 
-
     async def aclose(self) -> None:
         try:
             await super().aclose()  # type: ignore[misc]
