@@ -26,16 +26,16 @@ def skip_unless(problem):
         pytest.skip(problem)
 
 
-def check(servers, name, mode, closed_within=2.0, **way):
-    """Sweep, and return the result; skip where the mode does not work here."""
+def check(servers, scenario, mode, closed_within=2.0, **way):
+    """Sweep a scenario, or that of a name, and return the result; skip where the mode does not work here."""
     skip_unless(mode_problem(mode))
     url, watched, factory = target(servers, httpx.AsyncClient, **way)
-    return sweep(SCENARIOS[name], mode, url, watched, factory, closed_within)
+    return sweep(SCENARIOS.get(scenario, scenario), mode, url, watched, factory, closed_within)
 
 
-def check_with_net(servers, name, mode, **way):
+def check_with_net(servers, scenario, mode, **way):
     with httpx_cancel_safe.patched():
-        result = check(servers, name, mode, **way)
+        result = check(servers, scenario, mode, **way)
     assert result.points > 0
     assert not result.faults, repr(result)
 
@@ -54,7 +54,7 @@ def test_http1(servers, name, mode):
 
 def expire(client):
     """Let what is idle in the pool of `client` be too old for the next request."""
-    pool = getattr(client._transport, "_pool", client._transport)
+    pool = compat.pool_of(client)
     if compat.HTTPX >= (0, 21):
         pool._pool[0]._connection._expire_at = 0
     else:
@@ -76,14 +76,9 @@ expired.name, expired.stride = "expired", 1
 
 @needs_net
 @main_modes
-@pytest.mark.parametrize("scenario, keepalive", [(expired, None), (SCENARIOS["two-requests"], 0)])
+@pytest.mark.parametrize("scenario, keepalive", [(expired, None), ("two-requests", 0)])
 def test_idle_connections_that_the_pool_closes(servers, scenario, keepalive, mode):
-    skip_unless(mode_problem(mode))
-    url, watched, factory = target(servers, httpx.AsyncClient, keepalive=keepalive)
-    with httpx_cancel_safe.patched():
-        result = sweep(scenario, mode, url, watched, factory)
-    assert result.points > 0
-    assert not result.faults, repr(result)
+    check_with_net(servers, scenario, mode, keepalive=keepalive)
 
 
 @needs_net
@@ -97,12 +92,7 @@ def test_idle_connections_that_the_server_has_closed(servers, mode):
         expect(await client.get(url + "/get"))
 
     dropped.name, dropped.stride = "dropped", 1
-    skip_unless(mode_problem(mode))
-    url, watched, factory = target(servers, httpx.AsyncClient)
-    with httpx_cancel_safe.patched():
-        result = sweep(dropped, mode, url, watched, factory)
-    assert result.points > 0
-    assert not result.faults, repr(result)
+    check_with_net(servers, dropped, mode)
 
 
 @needs_net

@@ -10,7 +10,8 @@ import pytest
 import httpx_cancel_safe
 
 from .support import compat
-from .support.cancelling import cancelled_at
+from .support.cancelling import cancel, cancelled_at, passes, start
+from .support.compat import pool_of
 from .support.scenarios import expect
 from .test_left_behind import network_streams
 
@@ -52,30 +53,11 @@ def own(monkeypatch):
     return calls
 
 
-async def passes(number=20):
-    for _ in range(number):
-        await asyncio.sleep(0)
-
-
 async def fail(client, url):
     """A request that fails in the hands of its caller, who holds the response."""
     with pytest.raises(LookupError):
         async with client.stream("GET", url + "/hang-body"):
             raise LookupError
-
-
-def start(coroutine):
-    return asyncio.get_event_loop().create_task(coroutine)
-
-
-async def cancel(*tasks):
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
-
-
-def pool_of(client):
-    return client._transport._pool
 
 
 @every_library

@@ -13,6 +13,7 @@ from httpx_cancel_safe import _send
 from httpx_cancel_safe._pool._common import is_begun, reset_stream
 
 from .support import compat
+from .support.cancelling import cancel, passes, start
 from .support.custom import Abort, AsyncAdapter, AsyncStreamBase, Dropped, current_task
 from .support.scenarios import SCENARIOS, expect
 from .support.sweep import drive
@@ -93,14 +94,14 @@ def test_a_request_that_is_dropped_while_its_body_is_read(servers):
 
 def network_streams(client):
     """The sockets of a client, as its httpcore wraps them."""
-    pool = getattr(client._transport, "_pool", client._transport)
+    pool = compat.pool_of(client)
     if compat.HTTPX >= (0, 21):
         return [connection._connection._network_stream for connection in pool._pool]
     return [one.socket for connections in pool._connections.values() for one in connections]
 
 
 def requests_in_books(client):
-    pool = getattr(client._transport, "_pool", client._transport)
+    pool = compat.pool_of(client)
     if compat.HTTPX >= (0, 21):
         return len(pool._requests)
     return sum(len(connections) for connections in pool._connections.values())
@@ -165,7 +166,7 @@ def test_a_response_whose_socket_cannot_be_closed(servers, close):
 def test_a_connection_that_was_given_back_is_others_although_the_close_failed(servers, monkeypatch):
     async def main():
         client = compat.make_client(httpx.AsyncClient, False)
-        pool = getattr(client._transport, "_pool", client._transport)
+        pool = compat.pool_of(client)
         name = "response_closed" if hasattr(pool, "response_closed") else "_response_closed"
         original = getattr(type(pool), name)
         other = []
@@ -280,11 +281,9 @@ def test_http2_streams_that_are_given_up_end_for_both_sides(servers):
                 with pytest.raises(Abort):
                     await client.get(servers.http2.url + "/large")
                 del client.cookies.extract_cookies
-                task = asyncio.get_event_loop().create_task(client.get(servers.http2.url + "/hang-headers"))
-                for _ in range(30):  # It is sent, as nothing holds it up.
-                    await asyncio.sleep(0)
-                task.cancel()
-                await asyncio.wait([task])
+                task = start(client.get(servers.http2.url + "/hang-headers"))
+                await passes(30)  # It is sent, as nothing holds it up.
+                await cancel(task)
             expect(await client.get(servers.http2.url + "/get"))
         await client.aclose()
 
@@ -315,7 +314,7 @@ def test_what_an_http2_stream_that_is_given_up_has_received_counts_as_read():
 
 
 def http2_of(client):
-    pool = getattr(client._transport, "_pool", client._transport)
+    pool = compat.pool_of(client)
     if compat.HTTPX >= (0, 21):
         return pool._pool[0]._connection, pool._pool[0]._connection
     ((connection,),) = pool._connections.values()
@@ -326,10 +325,11 @@ def http2_of(client):
 def test_an_http2_connection_that_idles_after_a_given_up_stream_expires(servers):
     async def main():
         client = compat.make_client(httpx.AsyncClient, servers.client_context(), http2=True)
+        names = ("_expire_at", "_should_expire_at", "expires_at")
 
         def extract_cookies(response):
             for one in http2_of(client):
-                for name in ("_expire_at", "_should_expire_at", "expires_at"):
+                for name in names:
                     if hasattr(one, name):
                         setattr(one, name, None)
             raise Abort
@@ -337,7 +337,6 @@ def test_an_http2_connection_that_idles_after_a_given_up_stream_expires(servers)
         client.cookies.extract_cookies = extract_cookies
         with pytest.raises(Abort):
             await client.get(servers.http2.url + "/hang-body")
-        names = ("_expire_at", "_should_expire_at", "expires_at")
         found = [getattr(one, name, None) for one in http2_of(client) for name in names]
         assert any(found), found
         await client.aclose()
@@ -351,7 +350,6 @@ def base_of(stream):
     return next(kind for kind in kinds if "write" in vars(kind) and kind.__module__.startswith("httpcore."))
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(compat.HTTPX < (0, 18), reason="as above")
 def test_an_http2_connection_whose_write_was_cut_short_is_not_used_again(servers, monkeypatch):
     async def hang(*args, **kwargs):
@@ -361,11 +359,9 @@ def test_an_http2_connection_whose_write_was_cut_short_is_not_used_again(servers
         client = compat.make_client(httpx.AsyncClient, servers.client_context(), http2=True)
         expect(await client.get(servers.http2.url + "/get"))
         monkeypatch.setattr(base_of(network_streams(client)[0]), "write", hang)
-        task = asyncio.get_event_loop().create_task(client.get(servers.http2.url + "/get"))
-        for _ in range(30):
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait([task])
+        task = start(client.get(servers.http2.url + "/get"))
+        await passes(30)
+        await cancel(task)
         assert task.cancelled()
         monkeypatch.undo()
         expect(await client.get(servers.http2.url + "/get"))
@@ -396,7 +392,7 @@ def test_a_cancel_while_the_preface_is_written_is_not_lost(servers, monkeypatch)
 
         monkeypatch.setattr(kind, "write", write)
         client = compat.make_client(httpx.AsyncClient, servers.client_context(), http2=True)
-        task = asyncio.get_event_loop().create_task(client.get(servers.http2.url + "/get"))
+        task = start(client.get(servers.http2.url + "/get"))
         await asyncio.wait([task])
         assert task.cancelled()
         monkeypatch.undo()

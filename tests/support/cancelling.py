@@ -10,6 +10,21 @@ from .sweep import Trigger, drive
 WAYS = ["once", "twice-1", "twice-3", "scope"]
 
 
+def start(coroutine):
+    return asyncio.get_event_loop().create_task(coroutine)
+
+
+async def passes(number=20):
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+async def cancel(*tasks):
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
 def ways_on(backend):
     return WAYS if backend == "asyncio" else ["scope"]
 

@@ -58,6 +58,11 @@ def all_tasks(loop):
     return {task for task in asyncio.Task.all_tasks(loop) if not task.done()}
 
 
+def pool_of(client):
+    """The pool of httpcore behind a client, which httpx before 0.18 has for a transport."""
+    return getattr(client._transport, "_pool", client._transport)
+
+
 def make_client(
     base,
     verify,
