@@ -163,6 +163,32 @@ def test_a_response_whose_socket_cannot_be_closed(servers, close):
     assert servers.plain.wait_closed_to(0, 2)
 
 
+@pytest.mark.skipif(compat.HTTPX < (0, 20), reason="httpx reads a response before its hooks run, or has none")
+def test_a_response_whose_hook_asks_with_a_client_without_the_net(servers):
+    """What ends the request of the hook has no answer yet, but the one around it has."""
+
+    async def main():
+        async def fail(*args, **kwargs):
+            raise Abort
+
+        async def hook(response):
+            await plain.get(servers.plain.url + "/get")
+
+        plain = compat.make_client(httpx.AsyncClient, False)
+        compat.pool_of(plain).handle_async_request = fail
+        client = compat.make_client(httpx_cancel_safe.SafeAsyncClient, False, pool_timeout=0.5)
+        client.event_hooks = {"response": [hook]}
+        with pytest.raises(Abort):
+            await client.get(servers.plain.url + "/hang-body")
+        client.event_hooks = {}
+        expect(await client.get(servers.plain.url + "/get"))
+        await client.aclose()
+        await plain.aclose()
+
+    anyio.run(main)
+    assert servers.plain.wait_closed_to(0, 2)
+
+
 def test_a_connection_that_was_given_back_is_others_although_the_close_failed(servers, monkeypatch):
     async def main():
         client = compat.make_client(httpx.AsyncClient, False)

@@ -12,6 +12,7 @@ See https://github.com/encode/httpx/pull/2156.
 """
 
 import functools
+import logging
 import sys
 import time
 import types
@@ -27,6 +28,9 @@ from ._stats import count, give_up, logger, warn_of
 _AsyncByteStream: Any = getattr(httpx._client, "AsyncByteStream", object)
 _SyncByteStream: Any = getattr(httpx._client, "SyncByteStream", object)
 _IS_OLD = _AsyncByteStream is object  # A response closes by a callback.
+
+# Where httpx asks httpcore; up to 0.17 that is httpcore's own.
+_TRANSPORTS = ("default", "connection_pool", "http_proxy")
 
 # What watched clients have open, by the frame of the guard around their `send`.
 _opened: Dict[int, List[Any]] = {}
@@ -410,14 +414,15 @@ class _Rescue:
     def _report(self) -> None:
         if self.phase:
             count("released", self.phase)
-            logger.debug(
-                "released %s %s, ended while %s by %s, in %.1f ms",
-                getattr(self.request, "method", "?"),
-                getattr(getattr(self.request, "url", None), "host", "?"),
-                self.phase,
-                type(self.exc).__name__,
-                (time.perf_counter() - self.began) * 1000,
-            )
+            if logger.isEnabledFor(logging.DEBUG):  # httpx parses a URL anew for its host.
+                logger.debug(
+                    "released %s %s, ended while %s by %s, in %.1f ms",
+                    getattr(self.request, "method", "?"),
+                    getattr(getattr(self.request, "url", None), "host", "?"),
+                    self.phase,
+                    type(self.exc).__name__,
+                    (time.perf_counter() - self.began) * 1000,
+                )
 
 
 def _open_responses(opened: List[Any], frames: List[Any]) -> List[Any]:
@@ -426,20 +431,28 @@ def _open_responses(opened: List[Any], frames: List[Any]) -> List[Any]:
     One that httpx opened but failed to hand on (bad cookies, say) is only in a frame. A
     dropped coroutine has no frames left.
     """
+    answered: List[Tuple[str, Any]] = []
+    begins, last = 0, None
+    for layer, function, frame, error in frames:
+        if error is not last or (layer, function) == ("_client", "send"):
+            begins, last = len(answered), error
+        if layer == "_client" and "send" in function:
+            answered.append((function, frame))
+        elif function in _pool.HANDLE and layer in _TRANSPORTS:
+            del answered[begins:]  # Not answered yet; httpx has closed earlier ones by then.
     found = {id(response): response for response in opened}
-    for frame in frames:
-        if frame.module == "httpx._client" and frame.function.startswith(("send", "_send")):
-            response = frame.local.get("response")
-            if response is None and frame.function == "_send_single_request":
-                response = frame.local.get("stream")  # Up to httpx 0.20.
-            if response is not None:
-                found[id(response)] = response
+    for function, frame in answered:
+        response = frame.f_locals.get("response")
+        if response is None and function == "_send_single_request":
+            response = frame.f_locals.get("stream")  # Up to httpx 0.20.
+        if response is not None:
+            found[id(response)] = response
     return [response for response in found.values() if _is_open(response)]
 
 
 def _phase_of_close(frames: List[Any]) -> str:
     """Return what the request was doing whose response is closed again, by httpx or a guard."""
-    functions = {frame.function for frame in frames if frame.module == "httpx._models"}
+    functions = {function for layer, function, _, _ in frames if layer == "_models"}
     if functions & {"aclose", "close"}:
         return "closing"
     return "reading" if functions & {"aiter_raw", "iter_raw"} else ""

@@ -13,25 +13,21 @@ still running. `settle` does not wait; it returns what is left to close on the n
 
 import functools
 import sys
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Set
+import types
+from typing import Any, Callable, Iterator, List, Optional, Set, Tuple
 
 from .. import _stats
 from . import counted, listed
-from ._common import HALF_OPEN
+from ._common import HANDLE as HANDLE
 from ._common import close_method as close_method
 from .steady import make_writes_steady
 
-
-class Frame(NamedTuple):
-    module: str
-    function: str
-    local: Any
-    error: BaseException
-
-
+# Layer, function, the frame, and what came through it. To look at a frame's variables costs a
+# copy that lives as long as the frame: only where they are needed.
+Frame = Tuple[str, str, types.FrameType, BaseException]
 Closer = Callable[[], Any]
 
-_WANTED = ("httpx.", "httpcore.", "anyio.")
+_BELOW = ("socket", "asyncio.tasks")
 _warned = False
 
 
@@ -72,18 +68,22 @@ def frames_of(exc: BaseException, guards: Any) -> List[Frame]:
                     own = []
                 inside = True
                 break
-            module = frame.f_globals.get("__name__", "")
-            if module.startswith(_WANTED) or module in ("socket", "asyncio.tasks"):
-                function = frame.f_code.co_name
-                wanted = module.startswith("http") and module != "httpx._models"
-                local = frame.f_locals if wanted or function in HALF_OPEN else {}
-                own.append(Frame(module, function, local, one))
+            layer = _layer_of(frame.f_globals.get("__name__", ""))
+            if layer:
+                own.append((layer, frame.f_code.co_name, frame, one))
             traceback = traceback.tb_next
         found += own
         pending += [(other, False) for other in getattr(one, "exceptions", ())]
         if not inside:  # Else these have been seen there too.
             pending += [(one.__cause__, False), (one.__context__, False)]
     return found
+
+
+@functools.lru_cache(maxsize=1000)
+def _layer_of(module: str) -> str:
+    """Return what a module of httpx, httpcore or below is called there, "" for others."""
+    ours = module.startswith(("httpx.", "httpcore.", "anyio.")) or module in _BELOW
+    return module.rpartition(".")[2] if ours else ""
 
 
 def settle(exchanges: List[Any]) -> List[Closer]:

@@ -29,9 +29,11 @@ def run_now(result: Any) -> None:
         raise RuntimeError("httpcore waits where it did not")
 
 
-def half_open(function: str, local: Any) -> Any:
+def half_open(function: str, frame: Any) -> Any:
     """Return the socket that is open in a frame of `function` and known nowhere else, or None."""
-    found = local.get(HALF_OPEN.get(function))
+    if function not in HALF_OPEN:
+        return None
+    found = frame.f_locals.get(HALF_OPEN[function])
     if function == "wait_for":
         # Before Python 3.8 it drops what was ready when the cancel came: a reader and a writer.
         result = result_of(found)

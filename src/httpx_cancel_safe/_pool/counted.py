@@ -113,12 +113,11 @@ def read(frames: List[Any]) -> List[Exchange]:
     """Return the exchanges in `frames`, which run from the caller to what was called."""
     found: List[Exchange] = []
     current: Any = None
-    for module, function, local, error in frames:
-        where = module.rpartition(".")[2]
-        me = local.get("self")
+    for where, function, frame, error in frames:
         if where in ("connection_pool", "http_proxy"):
+            local = frame.f_locals
             if function in HANDLE:
-                current = Exchange(me)
+                current = Exchange(local["self"])
                 found.append(current)
             if current is None:
                 continue
@@ -144,12 +143,14 @@ def read(frames: List[Any]) -> List[Exchange]:
         elif where == "http11" and function in HANDLE:
             current.owns = True
         elif where == "http2" and function in HANDLE:
-            current.stream_id = local.get("stream_id", getattr(me, "stream_id", None))
+            local = frame.f_locals
+            current.stream_id = local.get("stream_id", getattr(local["self"], "stream_id", None))
             current.has_permit = not isinstance(error, Exception)  # Else httpcore did it.
-        socket = half_open(function, local)
+        socket = half_open(function, frame)
         if socket is not None:
             current.sockets.append(socket)
-        if where == "http2" and local.get("data_to_send"):
+        if where == "http2" and frame.f_locals.get("data_to_send"):
+            me = frame.f_locals["self"]
             stream = (me.connection if hasattr(me, "connection") else me).socket
             current.is_out_of_step = getattr(stream, "is_out_of_step", True)
         if where in ("http11", "http2") and current.phase != "connecting":

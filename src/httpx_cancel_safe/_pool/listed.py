@@ -173,15 +173,16 @@ def read(frames: List[Any]) -> List[Exchange]:
     """Return the exchanges in `frames`, which run from the caller to what was called."""
     found: List[Exchange] = []
     current: Any = None
-    for module, function, local, _ in frames:
-        where = module.rpartition(".")[2]
-        me = local.get("self")
-        if module == "httpx._transports.default":
+    for where, function, frame, _ in frames:
+        if where == "default":
+            local = frame.f_locals
             if "req" in local:
-                current = Exchange(me._pool, None)
+                current = Exchange(local["self"]._pool, None)
                 current.request = local["req"]
                 found.append(current)
         elif where == "connection_pool":
+            local = frame.f_locals
+            me = local.get("self")
             if function in HANDLE:
                 if current is None or current.pool is not me:
                     current = Exchange(me, None)
@@ -201,24 +202,19 @@ def read(frames: List[Any]) -> List[Exchange]:
         elif where == "connection" and function == "_connect":
             current.connects = True
             current.phase = "connecting"
-        elif where == "http_proxy" and function in HANDLE and "target" in local:
-            if not me._connected:
-                current.connects = True
-                current.phase = "connecting"
-                _note(current, local.get("stream"))
-        elif where == "socks_proxy" and function in HANDLE and "kwargs" in local:
-            if me._connection is None:
-                current.connects = True
-                current.phase = "connecting"
-                _note(current, local.get("stream"))
+        elif where == "http_proxy" and function in HANDLE and "target" in frame.f_locals:
+            _note_tunnel(current, frame.f_locals, "_connected")
+        elif where == "socks_proxy" and function in HANDLE and "kwargs" in frame.f_locals:
+            _note_tunnel(current, frame.f_locals, "_connection")
         elif where == "http11" and function in HANDLE:
             # As of here only this request can give it back; on Python 3.9 a second cancel in
             # its `except` hides the frame that shows that it was doing so.
-            current.owns = current.keeps = "kwargs" in local
+            current.owns = current.keeps = "kwargs" in frame.f_locals
         elif where == "http2" and function in HANDLE:
-            current.stream_id = local.get("stream_id")
+            current.stream_id = frame.f_locals.get("stream_id")
         elif where == "http2" and function == "_write_outgoing_data":
-            stream = me._network_stream
+            local = frame.f_locals
+            stream = local["self"]._network_stream
             unsteady = local.get("data_to_send") and not isinstance(stream, SteadyMixin)
             current.is_out_of_step = unsteady or getattr(stream, "is_out_of_step", False)
         if function == "aclose" and current is not None:
@@ -226,13 +222,21 @@ def read(frames: List[Any]) -> List[Exchange]:
             current.gave_back = current.gave_back or where == "connection_pool"
         if where == "http11" and function in ("_response_closed", "aclose"):
             current.keeps = True
-        _note(current, half_open(function, local))
+        _note(current, half_open(function, frame))
         if where in ("http11", "http2") and current.phase != "connecting":
             if function.startswith("_send"):
                 current.phase = "sending"
             elif function.startswith("_receive"):
                 current.phase = "reading"
     return found
+
+
+def _note_tunnel(exchange: Any, local: Any, established: str) -> None:
+    """Note a connection through a proxy that is not established yet."""
+    if not getattr(local["self"], established):
+        exchange.connects = True
+        exchange.phase = "connecting"
+        _note(exchange, local.get("stream"))
 
 
 def give_back_at_once(pool: Any) -> None:
@@ -355,14 +359,18 @@ def _vacate(pool: Any, connection: Any) -> None:
     if getattr(connection, "_cancel_safe_is_out", False):
         return
     connection._cancel_safe_is_out = True
-    try:
-        place = pool._pool.index(connection)
-    except ValueError:
+    connections = pool._pool
+    # New ones come in front: where many end at once, the first of them is the last.
+    if connections and connections[-1] is connection:
+        place = len(connections) - 1
+    elif connection in connections:
+        place = connections.index(connection)
+    else:
         return
     if _is_held(pool):
-        pool._pool[place] = Vacant()
+        connections[place] = Vacant()
     else:
-        del pool._pool[place]
+        del connections[place]
 
 
 def _is_held(pool: Any) -> bool:
