@@ -30,9 +30,7 @@ def run_now(result: Any) -> None:
 
 
 def half_open(function: str, frame: Any) -> Any:
-    """Return the socket that is open in a frame of `function` and known nowhere else, or None."""
-    if function not in HALF_OPEN:
-        return None
+    """Return the socket that is open in such a frame and known nowhere else, or None."""
     found = frame.f_locals.get(HALF_OPEN[function])
     if function == "wait_for":
         # Before Python 3.8 it drops what was ready when the cancel came: a reader and a writer.

@@ -11,6 +11,7 @@ import time
 from typing import Any, Callable, List, Optional
 
 from ._common import (
+    HALF_OPEN,
     HANDLE,
     close_method,
     half_open,
@@ -146,7 +147,7 @@ def read(frames: List[Any]) -> List[Exchange]:
             local = frame.f_locals
             current.stream_id = local.get("stream_id", getattr(local["self"], "stream_id", None))
             current.has_permit = not isinstance(error, Exception)  # Else httpcore did it.
-        socket = half_open(function, frame)
+        socket = half_open(function, frame) if function in HALF_OPEN else None
         if socket is not None:
             current.sockets.append(socket)
         if where == "http2" and frame.f_locals.get("data_to_send"):

@@ -15,6 +15,7 @@ from typing import Any, Callable, List, Optional
 from .. import _closing
 from .._stats import warn_of
 from ._common import (
+    HALF_OPEN,
     HANDLE,
     close_method,
     half_open,
@@ -222,7 +223,8 @@ def read(frames: List[Any]) -> List[Exchange]:
             current.gave_back = current.gave_back or where == "connection_pool"
         if where == "http11" and function in ("_response_closed", "aclose"):
             current.keeps = True
-        _note(current, half_open(function, frame))
+        if function in HALF_OPEN:
+            _note(current, half_open(function, frame))
         if where in ("http11", "http2") and current.phase != "connecting":
             if function.startswith("_send"):
                 current.phase = "sending"
