@@ -86,7 +86,7 @@ def faults_of(scenario, make, error, url, server, interrupter):
     limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
     timeout = httpx.Timeout(5.0, pool=0.1)
     for point in range(1, 100):
-        client = make(limits=limits, timeout=timeout, trust_env=False, **FOLLOW)
+        client = make(limits=limits, timeout=timeout, trust_env=False, verify=False, **FOLLOW)
         interrupter.left = point
         try:
             scenario(client, url)

@@ -713,7 +713,7 @@ class Servers:
 
     def client_context(self):
         """A context for clients; a new one each time, as httpcore sets its ALPN protocols."""
-        context = ssl.create_default_context()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # Without the authorities of this machine.
         self._ca.configure_trust(context)
         return context
 
