@@ -345,3 +345,116 @@ def test_a_dropped_request_takes_no_other_with_it(servers):
         await client.aclose()
 
     anyio.run(main)
+
+
+def test_who_waits_gets_the_place_of_what_has_become_idle(servers):
+    """A connection of HTTP/2 stays when a request on it is cancelled."""
+
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, servers.client_context(), http2=True, pool_timeout=1)
+        task = start(client.get(servers.http2.url + "/hang-headers"))
+        while not network_streams_of(pool_of(client)):
+            await asyncio.sleep(0)
+        await passes()
+        waiting = start(client.get(servers.plain.url + "/get"))
+        await passes()
+        await cancel(task)
+        expect(await waiting)
+        assert servers.http2.wait_closed_to(0, 2)
+        await client.aclose()
+
+    anyio.run(main)
+
+
+def network_streams_of(pool):
+    return [one for one in pool._pool if getattr(one, "_connection", None) is not None]
+
+
+@every_library
+def test_who_waits_for_a_connection_that_fails_connects_anew(servers, library):
+    async def main():
+        context = servers.client_context()
+        client = compat.make_client(httpx.AsyncClient, context, http2=True, pool_timeout=1)
+        pool = pool_of(client)
+        expect(await client.get(servers.plain.url + "/get"))  # The network is wrapped by then.
+        network = pool._network_backend
+        connect, tried = network.connect_tcp, []
+
+        async def connect_tcp(*args, **kwargs):
+            tried.append(args)
+            await anyio.sleep(0)
+            if len(tried) == 1:
+                raise httpcore.ConnectError
+            return await connect(*args, **kwargs)
+
+        network.connect_tcp = connect_tcp
+        ended = []
+
+        async def request():
+            try:
+                expect(await client.get(servers.http2.url + "/get"))
+            except httpx.ConnectError:
+                ended.append("failed")
+            else:
+                ended.append("answered")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(request)
+            group.start_soon(request)
+        assert sorted(ended) == ["answered", "failed"]
+        assert (len(tried), len(pool._pool)) == (2, 1)
+        await client.aclose()
+
+    anyio.run(main, backend=library)
+
+
+class Foreign(httpx.AsyncBaseTransport if compat.HTTPX >= (0, 21) else object):
+    """Somebody else's transport, with a pool of httpcore's."""
+
+    def __init__(self):
+        self.pool = httpcore.AsyncConnectionPool(max_connections=1)
+
+    async def handle_async_request(self, request):
+        asked = httpcore.Request(request.method, str(request.url), headers=request.headers.raw)
+        answer = await self.pool.handle_async_request(asked)
+        try:
+            return httpx.Response(answer.status, content=await answer.aread())
+        finally:
+            await answer.aclose()
+
+    async def aclose(self):
+        await self.pool.aclose()
+
+
+def test_a_pool_in_a_transport_that_is_not_of_httpx(servers):
+    async def main():
+        async with httpx.AsyncClient(transport=Foreign()) as client:
+            before = servers.plain.accepted
+            task = start(client.get(servers.plain.url + "/hang-headers"))
+            while servers.plain.accepted == before:
+                await asyncio.sleep(0)
+            await passes()
+            waiting = start(client.get(servers.plain.url + "/get"))
+            await passes()
+            await cancel(task)
+            assert client._transport.pool._requests[0].request.url.target == b"/get"
+            assert (await waiting).status_code == 200
+
+    anyio.run(main)
+    assert servers.plain.wait_closed_to(0, 2)
+
+
+def test_a_connection_that_idles_for_good_does_not_expire(servers):
+    async def main():
+        context, limits = servers.client_context(), httpx.Limits(max_connections=1, keepalive_expiry=None)
+        client = httpx.AsyncClient(http2=True, verify=context, limits=limits, trust_env=False)
+        task = start(client.get(servers.http2.url + "/hang-headers"))
+        while not network_streams_of(pool_of(client)):
+            await asyncio.sleep(0)
+        await passes()
+        await cancel(task)
+        (connection,) = pool_of(client)._pool
+        assert connection.is_idle() and connection._connection._expire_at is None
+        await client.aclose()
+
+    anyio.run(main)

@@ -92,6 +92,23 @@ def sync_closes(client_class=None):
     return stream.closed
 
 
+def test_a_client_that_was_used_under_the_net_goes_on_without_it():
+    stream = Stream()
+
+    class Transport(Adapter):
+        def exchange(self, asked):
+            return 200, [], stream
+
+    with Client(transport=Transport()) as client:
+        with httpx_cancel_safe.patched():
+            client.get("http://custom.test")
+        before = stream.closed
+        client.cookies.extract_cookies = abort
+        with pytest.raises(Abort):
+            client.get("http://custom.test")
+    assert (before, stream.closed) == (1, 1)
+
+
 def net_holds():
     """Whether both clients are safe; what is_patched() has to say."""
     found = closes(), sync_closes()

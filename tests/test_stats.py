@@ -412,6 +412,14 @@ def test_an_httpcore_that_is_not_known_is_warned_of(log, monkeypatch):
     assert "cannot put the pools of httpcore 0.14-by-a-vendor right" in line and "LookupError" in line
 
 
+def test_on_an_httpcore_that_is_not_known_responses_are_closed(monkeypatch):
+    monkeypatch.setattr(_pool, "generation", lambda: None)
+    with httpx_cancel_safe.patched():
+        changed = Changed()
+        run(telling_request(Telling()))
+    assert changed() == ({"reading": 1}, 1, 0)  # It raised.
+
+
 BOOKS = _pool.generation()
 
 

@@ -62,6 +62,12 @@ def test_a_stream_that_cannot_be_changed_is_left_alone():
     assert type(stream) is Fixed
 
 
+def test_a_stream_is_made_steady_once():
+    stream = make_steady(Plain(), 5.0)
+    kind = type(stream)
+    assert type(make_steady(stream, 5.0)) is kind
+
+
 class Plain:
     """A network stream that keeps what is written, and reads as `wait_for()` of old Pythons does."""
 

@@ -43,9 +43,6 @@ class Vacant:
     is_available = lambda self: False  # noqa: E731
     is_idle = has_expired = is_closed = lambda self: True
 
-    def info(self) -> str:
-        return "VACANT"
-
     async def aclose(self) -> None:
         pass
 
