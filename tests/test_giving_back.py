@@ -237,6 +237,67 @@ def test_who_waits_for_a_connection_gets_it_when_who_connects_is_cancelled(serve
     assert k > 5
 
 
+def test_an_unused_connection_goes_to_who_waits_for_it(servers):
+    """Who connected it ends before it is used; no order of events is known that comes to this."""
+
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False)
+        expect(await client.get(servers.plain.url + "/get"))
+        pool = pool_of(client)
+        (connection,) = pool._pool
+        inner = connection._connection
+        inner._state = type(inner._state).NEW
+        ended, waiting = status_for(servers.plain.url), status_for(servers.plain.url)
+        for status in (ended, waiting):
+            status.set_connection(connection)
+            pool._requests.append(status)
+        closers = []
+        listed.Exchange(pool, ended).settle(closers)
+        assert (pool._requests, pool._pool, closers) == ([waiting], [connection], [])
+        assert connection.is_idle()
+        pool._requests.remove(waiting)
+        await client.aclose()
+
+    anyio.run(main)
+
+
+def test_a_connection_that_was_given_back_is_others_already(servers):
+    """Who gave it back still waits to tell the pool so when it is cancelled."""
+
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False)
+        pool, is_over = pool_of(client), asyncio.Event()
+
+        async def hold():
+            async with pool._pool_lock:
+                await is_over.wait()
+
+        first = start(client.get(servers.plain.url + "/slow-headers"))
+        while not pool._pool or pool._pool[0].is_idle():
+            await asyncio.sleep(0)
+        (connection,) = pool._pool
+        async with pool._pool_lock:
+            second = start(client.get(servers.plain.url + "/chunked"))
+            await passes()
+            holder = start(hold())
+            while not connection.is_idle():
+                await asyncio.sleep(0)
+            await passes()
+        while connection.is_idle():
+            await asyncio.sleep(0)
+        assert not first.done()
+        await cancel(first)
+        assert first.cancelled()
+        is_over.set()
+        await holder
+        assert (await second).content.count(b"chunk") == 4
+        await client.aclose()
+
+    accepted = servers.plain.accepted
+    anyio.run(main)
+    assert servers.plain.accepted == accepted + 1
+
+
 def test_places_do_not_move_while_somebody_holds_the_lock(servers):
     async def main():
         client = compat.make_client(httpx.AsyncClient, False, limit=2)

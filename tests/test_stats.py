@@ -172,6 +172,23 @@ def test_a_rescue_is_counted_and_logged_with_its_phase(end, log):
     assert len(log) == 1 and re.match(line + "$", log[0]), log
 
 
+@pytest.mark.parametrize("proxy", ["proxy", "socks"])
+def test_a_request_that_makes_a_tunnel_is_connecting(proxy):
+    if proxy == "socks" and compat.socks_problem():
+        pytest.skip(compat.socks_problem())
+
+    async def main():
+        relay = getattr(servers, proxy)
+        client = compat.make_client(httpx.AsyncClient, False, proxy=relay.url)
+        await end_connecting(servers, client)
+        await client.aclose()
+
+    with serve() as servers, httpx_cancel_safe.patched():
+        changed = Changed()
+        run(main())
+    assert changed()[0] == {"connecting": 1}
+
+
 def test_a_request_counts_once_however_often_it_goes_wrong():
     async def main():
         client = compat.make_client(httpx.AsyncClient, False, pool_timeout=0.01)

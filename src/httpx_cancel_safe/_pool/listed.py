@@ -72,7 +72,6 @@ class Exchange:
         self.request: Any = getattr(status, "request", None)
         self.phase = "waiting"
         self.owns = False  # It had taken its HTTP/1.1 connection into use.
-        self.connects = False  # It was the one that established its connection.
         self.closing = False  # httpcore was closing its connection, and may have been cut short.
         self.stream_id: Optional[int] = None
         self.is_out_of_step = False  # Its HTTP/2 connection, by a write cut short.
@@ -128,7 +127,7 @@ class Exchange:
             gone = not _in_use(self.pool, connection)
             if not gone:
                 _await_others(self.pool, connection)
-        elif self.connects or inner.is_closed():
+        elif inner.is_closed():
             gone = True
         elif inner.is_idle():
             gone = False
@@ -198,7 +197,6 @@ def read(frames: List[Any]) -> List[Exchange]:
         elif current is None:
             continue
         elif where == "connection" and function == "_connect":
-            current.connects = True
             current.phase = "connecting"
         elif where == "http_proxy" and function in HANDLE and "target" in frame.f_locals:
             _note_tunnel(current, frame.f_locals, "_connected")
@@ -233,7 +231,6 @@ def read(frames: List[Any]) -> List[Exchange]:
 def _note_tunnel(exchange: Any, local: Any, established: str) -> None:
     """Note a connection through a proxy that is not established yet."""
     if not getattr(local["self"], established):
-        exchange.connects = True
         exchange.phase = "connecting"
         _note(exchange, local.get("stream"))
 
@@ -244,7 +241,7 @@ def give_back_at_once(pool: Any) -> None:
     Else a thousand requests that are cancelled at once make it a million looks, and a second
     cancel finds more places to strike. What goes well is left to the pool.
     """
-    if not hasattr(pool, "aclose") or "response_closed" in vars(pool):
+    if "response_closed" in vars(pool):
         return
     me: Any = weakref.ref(pool)
 
