@@ -145,6 +145,8 @@ def test_connect_proxy(servers, name, mode):
 @main_modes
 @pytest.mark.parametrize("name", ["get"])
 def test_http2_through_connect_proxy(servers, name, mode):
+    if compat.HTTPX[:2] == (0, 21):
+        pytest.skip("httpcore speaks no HTTP/2 through tunnels from 0.14.0 to 0.14.3")
     check_with_net(servers, name, mode, proxy="connect", http2=True)
 
 
