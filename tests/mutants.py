@@ -310,7 +310,7 @@ def run(tests, source):
     try:
         done = subprocess.run(
             command, cwd=str(ROOT), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            universal_newlines=True, timeout=300,
+            universal_newlines=True, timeout=60,
         )
     except subprocess.TimeoutExpired:
         return False

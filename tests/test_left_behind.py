@@ -365,6 +365,8 @@ def test_an_http2_connection_that_idles_after_a_given_up_stream_expires(servers)
             await client.get(servers.http2.url + "/hang-body")
         found = [getattr(one, name, None) for one in http2_of(client) for name in names]
         assert any(found), found
+        inner = http2_of(client)[1]
+        assert getattr(inner, "_state", getattr(inner, "state", None)).name == "IDLE"
         await client.aclose()
 
     run(main)
@@ -377,13 +379,17 @@ def base_of(stream):
 
 
 @pytest.mark.skipif(compat.HTTPX < (0, 18), reason="as above")
-def test_an_http2_connection_whose_write_was_cut_short_is_not_used_again(servers, monkeypatch):
+@pytest.mark.parametrize("others", [False, True])
+def test_an_http2_connection_whose_write_was_cut_short_is_not_used_again(servers, monkeypatch, others):
     async def hang(*args, **kwargs):
         await asyncio.Event().wait()
 
     async def main():
         client = compat.make_client(httpx.AsyncClient, servers.client_context(), http2=True)
         expect(await client.get(servers.http2.url + "/get"))
+        if others:
+            request = client.build_request("GET", servers.http2.url + "/hang-body")
+            other = await client.send(request, stream=True)
         monkeypatch.setattr(base_of(network_streams(client)[0]), "write", hang)
         task = start(client.get(servers.http2.url + "/get"))
         await passes(30)
@@ -391,6 +397,8 @@ def test_an_http2_connection_whose_write_was_cut_short_is_not_used_again(servers
         assert task.cancelled()
         monkeypatch.undo()
         expect(await client.get(servers.http2.url + "/get"))
+        if others:
+            await other.aclose()
         await client.aclose()
 
     accepted = servers.http2.accepted
@@ -400,7 +408,8 @@ def test_an_http2_connection_whose_write_was_cut_short_is_not_used_again(servers
 
 
 @pytest.mark.skipif(compat.HTTPX < (0, 18), reason="as above")
-def test_a_cancel_while_the_preface_is_written_is_not_lost(servers, monkeypatch):
+@pytest.mark.parametrize("number", [0, 1], ids=["preface", "headers"])
+def test_a_cancel_while_something_is_written_is_not_lost(servers, monkeypatch, number):
     async def main():
         client = compat.make_client(httpx.AsyncClient, servers.client_context(), http2=True)
         expect(await client.get(servers.http2.url + "/get"))
@@ -409,7 +418,7 @@ def test_a_cancel_while_the_preface_is_written_is_not_lost(servers, monkeypatch)
         original, writes = kind.write, []
 
         async def write(*args, **kwargs):
-            if not writes:
+            if len(writes) == number:
                 asyncio.get_event_loop().call_soon(task.cancel)
             writes.append(args)
             for _ in range(3):
@@ -426,6 +435,38 @@ def test_a_cancel_while_the_preface_is_written_is_not_lost(servers, monkeypatch)
         await client.aclose()
 
     run(main)
+    assert servers.http2.wait_closed_to(0, 2)
+
+
+@pytest.mark.skipif(compat.HTTPX < (0, 18), reason="as above")
+def test_who_waits_for_the_preface_goes_on_when_who_writes_it_is_cancelled(servers, monkeypatch):
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, servers.client_context(), http2=True)
+        expect(await client.get(servers.http2.url + "/get"))
+        kind = base_of(network_streams(client)[0])
+        await client.aclose()
+        original, tasks = kind.write, []
+
+        async def write(*args, **kwargs):
+            monkeypatch.undo()
+            tasks.append(start(client.get(servers.http2.url + "/get")))
+            await passes()  # It waits to use the connection.
+            tasks[0].cancel()
+            await passes()
+            await original(*args, **kwargs)
+
+        monkeypatch.setattr(kind, "write", write)
+        client = compat.make_client(httpx.AsyncClient, servers.client_context(), http2=True)
+        tasks.append(start(client.get(servers.http2.url + "/get")))
+        await asyncio.wait(tasks)
+        assert tasks[0].cancelled()
+        expect(await tasks[1])
+        expect(await client.get(servers.http2.url + "/get"))
+        await client.aclose()
+
+    accepted = servers.http2.accepted
+    run(main)
+    assert servers.http2.accepted == accepted + 2
     assert servers.http2.wait_closed_to(0, 2)
 
 

@@ -6,11 +6,12 @@ import sys
 import types
 
 import anyio
+import httpcore
 import httpx
 import pytest
 
 import httpx_cancel_safe
-from httpx_cancel_safe._pool.steady import PREFACE, OldPythonMixin, SteadyMixin, make_steady
+from httpx_cancel_safe._pool.steady import PREFACE, OldPythonMixin, SteadyMixin, make_steady, make_writes_steady
 
 from .support import compat
 from .support.scenarios import expect
@@ -51,6 +52,14 @@ def test_http2_alone_writes_steadily(servers):
 def test_what_turns_out_to_be_http1_is_left_alone(servers):
     assert steady(servers.tls.url, verify=servers.client_context(), http2=True) == [False]
     assert steady(servers.uds.url, uds=servers.uds.uds, http2=True) == [False]
+
+
+def test_a_pool_that_clients_share_is_prepared_once():
+    pool = httpcore.AsyncConnectionPool(http2=True)
+    make_writes_steady(pool, 5.0)
+    prepared = dict(vars(pool))
+    make_writes_steady(pool, 5.0)
+    assert vars(pool) == prepared
 
 
 def test_a_stream_that_cannot_be_changed_is_left_alone():
@@ -115,8 +124,10 @@ def test_what_was_read_when_a_read_is_cancelled_stays_unread():
         assert await stream.read(second) == b"first"
         assert await stream.read(second) == b"second"
         for fut in (broken, cancelled, loop.create_future()):
-            with pytest.raises(asyncio.CancelledError):  # And not what the future says.
-                await stream.read(fut, asyncio.CancelledError())
+            cancel = asyncio.CancelledError()
+            with pytest.raises(asyncio.CancelledError) as raised:
+                await stream.read(fut, cancel)
+            assert raised.value is cancel  # And not what the future says.
             assert await stream.read(second) == b"second"
 
     anyio.run(main)
