@@ -27,6 +27,7 @@ PYTHON = sys.version_info[:2]
 LISTED = HTTPX >= (0, 21)  # httpcore 0.14, or before.
 COUNTED = not LISTED
 AS_HTTPCORE = "httpcore 0.14 does as much in a finally" if LISTED else ""
+FROM_18 = HTTPX >= (0, 18)  # Before, httpcore takes a connection with data to read for a dead one.
 ANYIO_3 = hasattr(anyio, "ExceptionGroup")
 STREAMS = httpcore.__version__.startswith(("0.11.", "0.12.", "0.13.0", "0.13.1", "0.13.2", "0.13.3"))  # Asyncio's.
 
@@ -43,6 +44,7 @@ WAYS = "test_cancel_sweep.py "
 NEIGHBOURS = "test_bystanders.py goes_on and "
 LEFT = "test_left_behind.py "
 GIVING = "test_giving_back.py "
+PERMITS = "test_permits.py "
 STATS = "test_stats.py "
 PATCH = "test_patching.py "
 AUTO = "test_auto.py "
@@ -178,7 +180,7 @@ MUTANTS = [
     Mutant("a TLS handshake that was cut short", COMMON, 'getattr(protocol, "_app_transport", None) or writer.transport', "writer.transport", WAYS + "over_tls or connect_proxy", STREAMS),
     Mutant("the preface comes once", COMMON, "return state.inbound_flow_control_window > 65535 and", "return False and", LEFT + "begun_once"),
     Mutant("what was received of a dead stream counts as read", COMMON, "state.acknowledge_received_data(size, stream_id)", "pass", LEFT + "counts_as_read"),
-    Mutant("the peer is told of the end of a stream", COMMON, "state.reset_stream(stream_id, H2_CANCEL)", "pass", LEFT + "left_unread"),
+    Mutant("the peer is told of the end of a stream", COMMON, "state.reset_stream(stream_id, H2_CANCEL)", "pass", LEFT + "left_unread", FROM_18),
     # -- httpcore 0.14
     Mutant("the dead request leaves the books", LIST, "pool._requests.remove(status)", "pool._requests.index(status)", SWEEP + "once", LISTED),
     Mutant("nobody looks for a request that has left", LIST, 'getattr(status, "_cancel_safe_is_out", False)', "False", SWEEP + "once", LISTED, survives="only time, see tests/benchmarks/growth.py"),
@@ -226,56 +228,56 @@ MUTANTS = [
     Mutant("an HTTP/2 stream that is not at its end", LIST, "return stream_id is not None and is_unfinished(body._connection._h2_state, stream_id)", "return False", LEFT + "left_unread", LISTED),
     Mutant("requests of another are not taken for a dropped one", LIST, "if status.request.extensions is request.extensions:", "if True:", GIVING + "dropped", LISTED),
     # -- httpcore 0.11 to 0.13
-    Mutant("half open sockets are closed", COUNT, "closers += [close_method(socket) for socket in sockets]", "pass", STATS + "phase", COUNTED),
-    Mutant("a lost permit goes back", COUNT, "_return_lost_permits(self.pool)", "pass", SWEEP + "once", COUNTED),
-    Mutant("a semaphore wakes others again", COUNT, "_wake_next(self.pool)", "pass", "test_bystanders.py chaos and not without", COUNTED and (3, 9) <= PYTHON <= (3, 10)),
-    Mutant("who waits for a connection is sent for a new one", COUNT, 'setattr(connection, _name(connection, "connect_failed"), True)', "pass", NEIGHBOURS + "http2 or chaos", COUNTED),
+    Mutant("half open sockets are closed", COUNT, "closers += [close_method(socket) for socket in sockets]", "pass", WAYS + "over_tls or connect_proxy", COUNTED),
+    Mutant("a lost permit goes back", COUNT, "_return_lost_permits(self.pool)", "pass", PERMITS + "together", STREAMS and PYTHON < (3, 8)),
+    Mutant("a semaphore wakes others again", COUNT, "_wake_next(self.pool)", "pass", PERMITS + "together", STREAMS and (3, 9) <= PYTHON <= (3, 10)),
+    Mutant("who waits for a connection is sent for a new one", COUNT, 'setattr(connection, _name(connection, "connect_failed"), True)', "pass", PERMITS + "who_share", STREAMS and PYTHON >= (3, 8)),
     Mutant("a connection half open leaves the books", COUNT, "_drop(pool, connection)\n                if", "pass\n                if", WAYS + "forward_proxy", COUNTED),
     Mutant("a connection half open is closed", COUNT, "closers.append(close_method(connection.socket))", "pass", WAYS + "connect_proxy", COUNTED),
-    Mutant("who connects goes on", COUNT, 'if self.opens or not is_locked(getattr(connection, "_request_lock", None)):', "if True:", NEIGHBOURS + "once", COUNTED),
+    Mutant("who connects goes on", COUNT, 'if self.opens or not is_locked(getattr(connection, "_request_lock", None)):', "if True:", PERMITS + "who_share", STREAMS),
     Mutant("a connection that was given back is others'", COUNT, "if self.gave_back and not is_h2 and state is not closed:", "if False:", LEFT + "given_back_is_others", COUNTED),
-    Mutant("an HTTP/2 stream ends", COUNT, "self._end_stream(inner, closers)", "pass", LEFT + "left_unread", COUNTED),
-    Mutant("nothing is written to a connection out of step", COUNT, "if not self.is_out_of_step:", "if True:", LEFT + "cut_short", COUNTED),
-    Mutant("no new request on an HTTP/2 connection out of step", COUNT, "if self.is_out_of_step:\n                state = closed", "pass", LEFT + "cut_short", COUNTED),
+    Mutant("an HTTP/2 stream ends", COUNT, "self._end_stream(inner, closers)", "pass", LEFT + "left_unread", COUNTED and FROM_18),
+    Mutant("nothing is written to a connection out of step", COUNT, "if not self.is_out_of_step:", "if True:", LEFT + "cut_short", COUNTED and FROM_18),
+    Mutant("no new request on an HTTP/2 connection out of step", COUNT, "if self.is_out_of_step:\n                state = closed", "pass", LEFT + "cut_short", COUNTED and FROM_18),
     Mutant("a connection that it had to itself is closed", COUNT, "state, busy = (state if state is idle else closed), False", "busy = False", WAYS + "forward_proxy", COUNTED),
-    Mutant("a connection of others is left alone", COUNT, 'busy = state.name == "ACTIVE"  # With', "busy = False  # With", NEIGHBOURS + "once or chaos", COUNTED),
-    Mutant("what httpcore took out is put back", COUNT, "if state is not closed and busy:\n            _restore(pool, connection)", "if state is not closed and busy:\n            pass", NEIGHBOURS + "http2 or chaos", COUNTED),
-    Mutant("an unused connection is idle", COUNT, "setattr(inner, state_name, idle)", "pass", SWEEP + "once", COUNTED),
-    Mutant("idle connections expire", COUNT, "_expire_later(pool, connection, inner)", "pass", LEFT + "expires", COUNTED),
-    Mutant("a connection that is gone leaves the books", COUNT, "_drop(pool, connection)\n            closers", "pass\n            closers", LEFT + "books_are_right", COUNTED),
+    Mutant("a connection of others is left alone", COUNT, 'busy = state.name == "ACTIVE"  # With', "busy = False  # With", PERMITS + "who_connected or idle_connection", COUNTED),
+    Mutant("what httpcore took out is put back", COUNT, "if state is not closed and busy:\n            _restore(pool, connection)", "if state is not closed and busy:\n            pass", PERMITS + "who_share or others_use", COUNTED and FROM_18),
+    Mutant("an unused connection is idle", COUNT, "setattr(inner, state_name, idle)", "pass", LEFT + "expires", COUNTED and FROM_18),
+    Mutant("idle connections expire", COUNT, "_expire_later(pool, connection, inner)", "pass", LEFT + "expires", COUNTED and FROM_18),
+    Mutant("a connection that is gone leaves the books", COUNT, "_drop(pool, connection)\n            closers", "pass\n            closers", WAYS + "forward_proxy", COUNTED),
     Mutant("a connection that is gone is closed", COUNT, "closers.append(close_method(inner.socket))", "pass", SWEEP + "once", COUNTED),
-    Mutant("a permit for an HTTP/2 stream goes back", COUNT, "if self.has_permit:\n                run_now", "if False:\n                run_now", LEFT + "left_unread", COUNTED),
-    Mutant("unless httpcore gave it back", COUNT, "current.has_permit = not isinstance(error, Exception)", "current.has_permit = True", HTTP2 + "get", COUNTED),
+    Mutant("a permit for an HTTP/2 stream goes back", COUNT, "if self.has_permit:\n                run_now", "if False:\n                run_now", LEFT + "left_unread", COUNTED and FROM_18),
+    Mutant("unless httpcore gave it back", COUNT, "current.has_permit = not isinstance(error, Exception)", "current.has_permit = True", PERMITS + "others_use", COUNTED and FROM_18),
     Mutant("a tunnel half open", COUNT, 'current.connection = local["proxy_connection"]', "pass", WAYS + "connect_proxy", COUNTED),
     Mutant("idle connections that it was taking out", COUNT, 'elif function == "_keepalive_sweep":', "elif False:", WAYS + "idle_connections", COUNTED),
-    Mutant("a write cut short", COUNT, 'current.is_out_of_step = getattr(stream, "is_out_of_step", True)', "pass", LEFT + "cut_short", COUNTED),
-    Mutant("a permit that is owed", COUNT, '_owe_permit(pool._connection_semaphore, hasattr(pool, "aclose"))', "pass", NEIGHBOURS + "http2 or chaos", COUNTED),
-    Mutant("an HTTP/2 stream that is not at its end", COUNT, "return is_unfinished(state, _stream_id(stream))", "return False", LEFT + "left_unread", COUNTED),
+    Mutant("a write cut short", COUNT, 'current.is_out_of_step = getattr(stream, "is_out_of_step", True)', "pass", LEFT + "cut_short", COUNTED and FROM_18),
+    Mutant("a permit that is owed", COUNT, '_owe_permit(pool._connection_semaphore, hasattr(pool, "aclose"))', "pass", PERMITS + "who_share or others_use", COUNTED and FROM_18),
+    Mutant("an HTTP/2 stream that is not at its end", COUNT, "return is_unfinished(state, _stream_id(stream))", "return False", LEFT + "left_unread", COUNTED and FROM_18),
     Mutant("TLS that would wait for its peer", COUNT, 'return h11_state.their_state is not sys.modules["h11"].DONE', "return False", "test_cancel_sweep.py http1_over_tls or uvloop_over_tls", STREAMS),
     Mutant("TLS that is at its end stays", COUNT, 'return h11_state.their_state is not sys.modules["h11"].DONE', "return True", LEFT + "tls", STREAMS),
     # -- Steady writes
     Mutant("steady writes", STEADY, "effort = await _closing.uninterrupted(work, seconds)", "effort = await work", NEIGHBOURS + "http2" if LISTED else HTTP2 + "get"),
-    Mutant("a cancel goes on after a write", STEADY, "await effort.let_cancel()", "pass", WAYS + "loses_no_cancel"),
+    Mutant("a cancel goes on after a write", STEADY, "await effort.let_cancel()", "pass", LEFT + "is_written and headers", FROM_18),
     Mutant("writes have no limit on trio", STEADY, "seconds = math.inf", "seconds = 0", HTTP2 + "trio"),
-    Mutant("a write that was given up", STEADY, "self.is_out_of_step = self.is_out_of_step or effort.timed_out", "pass", LEFT + "cut_short"),
+    Mutant("a write that was given up", STEADY, "self.is_out_of_step = self.is_out_of_step or effort.timed_out", "pass", LEFT + "cut_short", FROM_18),
     Mutant("steady writes on TLS", STEADY, "make_steady(secure, close_timeout)", "pass", NEIGHBOURS + "http2", LISTED),
-    Mutant("the preface comes once in a write", STEADY, 'data = data[: len(PREFACE)] + data[len(PREFACE) :].replace(PREFACE, b"")', "pass", "test_steady.py preface"),
-    Mutant("a cancel while the preface is written goes on later", STEADY, "if is_preface:\n                effort.redeliver(None)", "if False:\n                effort.redeliver(None)", LEFT + "preface_is_written"),
-    Mutant("what wait_for() had read is kept", STEADY, 'self.unread = result_of(traceback.tb_frame.f_locals.get("fut")) or self.unread', "pass", "test_steady.py unread"),
-    Mutant("what is left to read does not make a close fail", STEADY, 'if type(exc).__name__ != "CloseError":', "if True:", "test_steady.py left_to_read"),
-    Mutant("what else goes wrong in a close is told", STEADY, 'if type(exc).__name__ != "CloseError":', "if False:", "test_steady.py left_to_read"),
-    Mutant("what wait_for() had read comes first", STEADY, "if self.unread:", "if False:", "test_steady.py unread"),
-    Mutant("what wait_for() had read comes once", STEADY, 'data, self.unread = self.unread, b""', "data = self.unread", "test_steady.py unread"),
-    Mutant("a read that failed leaves nothing", COMMON, "future.result() if is_ready and future.exception() is None else None", "future.result() if is_ready else None", "test_steady.py unread"),
-    Mutant("a read that was cancelled leaves nothing", COMMON, "future.done() and not future.cancelled()", "future.done()", "test_steady.py unread"),
-    Mutant("what old ones read is kept", STEADY, "mixin = OldPythonMixin", "pass", "test_steady.py unread", PYTHON < (3, 10)),
+    Mutant("the preface comes once in a write", STEADY, 'data = data[: len(PREFACE)] + data[len(PREFACE) :].replace(PREFACE, b"")', "pass", "test_steady.py preface", FROM_18),
+    Mutant("a cancel while the preface is written goes on later", STEADY, "if is_preface:\n                effort.redeliver(None)", "if False:\n                effort.redeliver(None)", LEFT + "for_the_preface", FROM_18),
+    Mutant("what wait_for() had read is kept", STEADY, 'self.unread = result_of(traceback.tb_frame.f_locals.get("fut")) or self.unread', "pass", "test_steady.py unread", FROM_18),
+    Mutant("what is left to read does not make a close fail", STEADY, 'if type(exc).__name__ != "CloseError":', "if True:", "test_steady.py left_to_read", FROM_18),
+    Mutant("what else goes wrong in a close is told", STEADY, 'if type(exc).__name__ != "CloseError":', "if False:", "test_steady.py left_to_read", FROM_18),
+    Mutant("what wait_for() had read comes first", STEADY, "if self.unread:", "if False:", "test_steady.py unread", FROM_18),
+    Mutant("what wait_for() had read comes once", STEADY, 'data, self.unread = self.unread, b""', "data = self.unread", "test_steady.py unread", FROM_18),
+    Mutant("a read that failed leaves nothing", COMMON, "future.result() if is_ready and future.exception() is None else None", "future.result() if is_ready else None", "test_steady.py unread", FROM_18),
+    Mutant("a read that was cancelled leaves nothing", COMMON, "future.done() and not future.cancelled()", "future.done()", "test_steady.py unread", FROM_18),
+    Mutant("what old ones read is kept", STEADY, "mixin = OldPythonMixin", "pass", "test_steady.py unread", FROM_18 and PYTHON < (3, 10)),
     Mutant("HTTP/1.1 is left alone", STEADY, "return stream if http1 else make_steady(stream, close_timeout)", "return make_steady(stream, close_timeout)", "test_steady.py", LISTED),
     Mutant("HTTP/2 alone is steady", STEADY, "return stream if http1 else make_steady(stream, close_timeout)", "return stream", "test_steady.py", LISTED),
     Mutant("TLS without HTTP/2 is left alone", STEADY, 'if chosen == "h2" or not http1:', "if True:", "test_steady.py", LISTED),
-    Mutant("HTTP/1.1 is left alone", STEADY, 'if stream.get_http_version() == "HTTP/2" or not self._http1:', "if True:", "test_steady.py", COUNTED),
-    Mutant("a tunnel's connection writes steadily", STEADY, "backend._counted(connection.socket)", "pass", "test_steady.py tunnel", COUNTED),
+    Mutant("HTTP/1.1 is left alone", STEADY, 'if stream.get_http_version() == "HTTP/2" or not self._http1:', "if True:", "test_steady.py", COUNTED and FROM_18),
+    Mutant("a tunnel's connection writes steadily", STEADY, "backend._counted(connection.socket)", "pass", "test_steady.py tunnel", COUNTED and FROM_18),
     Mutant("a pool is prepared once", STEADY, "if not isinstance(pool._network_backend, Backend):", "if True:", "test_steady.py", LISTED),
-    Mutant("a pool is prepared once", STEADY, 'if "_add_to_pool" in pool.__dict__:\n        return', "pass", "test_steady.py", COUNTED),
+    Mutant("a pool is prepared once", STEADY, 'if "_add_to_pool" in pool.__dict__:\n        return', "pass", "test_steady.py", COUNTED and FROM_18),
     # -- The patch, the switch, and what is told
     Mutant("one net however often it is asked for", PATCHING, "if _is_guarded(current):\n                continue", "pass", PATCH + "one_net"),
     Mutant("a net that is not ours to see", PATCHING, "return any(_is_ours(layer) for layer in layers(function))", "return _is_ours(function)", PATCH + "tool"),
@@ -310,7 +312,7 @@ def run(tests, source):
     try:
         done = subprocess.run(
             command, cwd=str(ROOT), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            universal_newlines=True, timeout=60,
+            universal_newlines=True, timeout=300,
         )
     except subprocess.TimeoutExpired:
         return False

@@ -54,8 +54,8 @@ def test_what_turns_out_to_be_http1_is_left_alone(servers):
     assert steady(servers.uds.url, uds=servers.uds.uds, http2=True) == [False]
 
 
-def test_a_pool_that_clients_share_is_prepared_once():
-    pool = httpcore.AsyncConnectionPool(http2=True)
+def test_a_pool_that_clients_share_is_prepared_once(servers):
+    pool = httpcore.AsyncConnectionPool(ssl_context=servers.client_context(), http2=True)
     make_writes_steady(pool, 5.0)
     prepared = dict(vars(pool))
     make_writes_steady(pool, 5.0)
