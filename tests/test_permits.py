@@ -73,7 +73,7 @@ def test_a_place_that_comes_together_with_a_cancel_goes_on_to_the_next(servers, 
         run(main, k)
 
 
-needs_sharing = pytest.mark.skipif(not SHARES, reason="no request waits for the connection that another opens")
+needs_sharing = pytest.mark.skipif(not SHARES, reason="no request waits for what another opens")
 
 
 @needs_sharing

@@ -11,7 +11,13 @@ import httpx
 import pytest
 
 import httpx_cancel_safe
-from httpx_cancel_safe._pool.steady import PREFACE, OldPythonMixin, SteadyMixin, make_steady, make_writes_steady
+from httpx_cancel_safe._pool.steady import (
+    PREFACE,
+    OldPythonMixin,
+    SteadyMixin,
+    make_steady,
+    make_writes_steady,
+)
 
 from .support import compat
 from .support.scenarios import expect
