@@ -120,16 +120,17 @@ def test_what_was_read_when_a_read_is_cancelled_stays_unread():
 
     async def main():
         stream, loop = OldReader(), asyncio.get_event_loop()
-        first, second, broken, cancelled = (loop.create_future() for _ in range(4))
+        first, second, broken, cancelled, event = (loop.create_future() for _ in range(5))
         first.set_result(b"first")
         second.set_result(b"second")
         broken.set_exception(ConnectionError())
         cancelled.cancel()
+        event.set_result(True)
         with pytest.raises(asyncio.CancelledError):
             await stream.read(first, asyncio.CancelledError())
         assert await stream.read(second) == b"first"
         assert await stream.read(second) == b"second"
-        for fut in (broken, cancelled, loop.create_future()):
+        for fut in (broken, cancelled, event, loop.create_future()):
             cancel = asyncio.CancelledError()
             with pytest.raises(asyncio.CancelledError) as raised:
                 await stream.read(fut, cancel)

@@ -85,7 +85,9 @@ class OldPythonMixin(SteadyMixin):
         except asyncio.CancelledError as exc:
             traceback = exc.__traceback__
             while traceback is not None:
-                self.unread = result_of(traceback.tb_frame.f_locals.get("fut")) or self.unread
+                data = result_of(traceback.tb_frame.f_locals.get("fut"))
+                if isinstance(data, bytes):  # And not what an Event says that was waited for.
+                    self.unread = data or self.unread
                 traceback = traceback.tb_next
             if isinstance(exc, Exception):
                 # Once httpcore has taken note of it, and before any neighbour has its turn.
