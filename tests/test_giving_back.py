@@ -503,19 +503,3 @@ def test_a_pool_in_a_transport_that_is_not_of_httpx(servers):
 
     anyio.run(main)
     assert servers.plain.wait_closed_to(0, 2)
-
-
-def test_a_connection_that_idles_for_good_does_not_expire(servers):
-    async def main():
-        context, limits = servers.client_context(), httpx.Limits(max_connections=1, keepalive_expiry=None)
-        client = httpx.AsyncClient(http2=True, verify=context, limits=limits, trust_env=False)
-        task = start(client.get(servers.http2.url + "/hang-headers"))
-        while not network_streams_of(pool_of(client)):
-            await asyncio.sleep(0)
-        await passes()
-        await cancel(task)
-        (connection,) = pool_of(client)._pool
-        assert connection.is_idle() and connection._connection._expire_at is None
-        await client.aclose()
-
-    anyio.run(main)

@@ -102,11 +102,12 @@ def test_a_client_that_was_used_under_the_net_goes_on_without_it():
     with Client(transport=Transport()) as client:
         with httpx_cancel_safe.patched():
             client.get("http://custom.test")
+        client.get("http://custom.test")
         before = stream.closed
         client.cookies.extract_cookies = abort
         with pytest.raises(Abort):
             client.get("http://custom.test")
-    assert (before, stream.closed) == (1, 1)
+    assert (before, stream.closed) == (2, 2)
 
 
 def net_holds():

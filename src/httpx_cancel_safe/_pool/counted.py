@@ -133,9 +133,7 @@ def read(frames: List[Any]) -> List[Exchange]:
                 current.enters = True
             elif function == "_get_connection_from_pool":
                 current.connection = local.get("reuse_connection")
-                current.dropped += local.get("connections_to_close", ())
-            elif function == "_keepalive_sweep":
-                current.dropped += local.get("connections_to_close", ())
+            current.dropped += local.get("connections_to_close", ())
         elif current is None:
             continue
         elif function == "_open_socket":
@@ -258,8 +256,7 @@ def _wake_next(pool: Any) -> None:
     semaphore: Any = getattr(pool._connection_semaphore, "semaphore", None)
     if semaphore is not None and getattr(semaphore, "_wakeup_scheduled", False):
         semaphore._wakeup_scheduled = False
-        if semaphore._value > 0:
-            semaphore._wake_up_next()
+        semaphore._wake_up_next()  # It waits again if there is nothing.
 
 
 def _expire_later(pool: Any, connection: Any, inner: Any) -> None:

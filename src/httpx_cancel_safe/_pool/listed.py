@@ -131,15 +131,12 @@ class Exchange:
             gone = True
         elif inner.is_idle():
             gone = False
-        elif self.owns and (self.keeps or not self.gave_back):
-            gone = True  # Nobody else can be using it.
-        elif _in_use(self.pool, connection):
-            gone = False
-            if inner._state.name == "NEW":
+        else:
+            is_ours = self.owns and (self.keeps or not self.gave_back)
+            gone = is_ours or not _in_use(self.pool, connection)
+            if not gone and inner._state.name == "NEW":
                 # Unused, but only its maker could have begun: httpcore #1093, second shape.
                 _make_idle(inner)
-        else:
-            gone = True
         if gone:
             _vacate(self.pool, connection)
             if inner is not None and not was_closed:
