@@ -145,7 +145,7 @@ def test_without_the_net_connections_are_lost(servers, monkeypatch):
     error = KeyboardInterrupt()
     interrupter = Interrupter(error, monkeypatch)
     faults, points = [], 0
-    for scenario in SCENARIOS:
+    for scenario in (redirect, stream, stream_left):
         found, number = faults_of(
             scenario, httpx.Client, error, servers.plain.url, servers.plain, interrupter
         )
