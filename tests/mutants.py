@@ -204,7 +204,7 @@ MUTANTS = [
     Mutant("a permit for an HTTP/2 stream goes back", LIST, "run_now(inner._max_streams_semaphore.release())", "pass", LEFT + "left_unread", LISTED),
     Mutant("its generator does not end a stream again", LIST, "self.body._closed = True  # and", "pass  # and", HTTP2 + "stream", LISTED),
     Mutant("a tunnel half open", LIST, '_note_tunnel(current, frame.f_locals, "_connected")', "pass", STATS + "tunnel", LISTED),
-    Mutant("a SOCKS tunnel half open", LIST, '_note_tunnel(current, frame.f_locals, "_connection")', "pass", STATS + "tunnel", LISTED),
+    Mutant("a SOCKS tunnel half open", LIST, '_note_tunnel(current, frame.f_locals, "_connection")', "pass", STATS + "tunnel", HTTPX >= (0, 22)),
     Mutant("a connection that was given back is others'", LIST, 'current.gave_back = current.gave_back or where == "connection_pool"', "pass", GIVING + "others_already", LISTED),
     Mutant("unless giving it back was cut short", LIST, "current.keeps = True", "pass", SWEEP + "once", LISTED, survives="no way is known in which another request refers to the connection by then"),
     Mutant("httpcore was closing the connection", LIST, "current.closing = True", "pass", GIVING + "was_closing", LISTED),

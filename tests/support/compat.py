@@ -43,8 +43,8 @@ def scope_problem():
 
 
 def socks_problem():
-    if HTTPX < (0, 21):
-        return "httpx has SOCKS from 0.21 on"
+    if HTTPX < (0, 22):
+        return "httpx has SOCKS from 0.22 on"
     try:
         import socksio  # noqa: F401
     except ImportError:
