@@ -237,8 +237,9 @@ def test_who_waits_for_a_connection_gets_it_when_who_connects_is_cancelled(serve
     assert k > 5
 
 
-def test_an_unused_connection_goes_to_who_waits_for_it(servers):
-    """Who connected it ends before it is used; no order of events is known that comes to this."""
+@pytest.mark.parametrize("state", ["NEW", "ACTIVE"])
+def test_a_connection_that_another_has_chosen_too(servers, state):
+    """Who connected it ends before it is used: it is idle then. Or ends while it is used: it is gone."""
 
     async def main():
         client = compat.make_client(httpx.AsyncClient, False)
@@ -246,19 +247,25 @@ def test_an_unused_connection_goes_to_who_waits_for_it(servers):
         pool = pool_of(client)
         (connection,) = pool._pool
         inner = connection._connection
-        inner._state = type(inner._state).NEW
+        inner._state = type(inner._state)[state]
         ended, waiting = status_for(servers.plain.url), status_for(servers.plain.url)
         for status in (ended, waiting):
             status.set_connection(connection)
             pool._requests.append(status)
-        closers = []
-        listed.Exchange(pool, ended).settle(closers)
-        assert (pool._requests, pool._pool, closers) == ([waiting], [connection], [])
-        assert connection.is_idle()
+        exchange, closers = listed.Exchange(pool, ended), []
+        exchange.owns = state == "ACTIVE"
+        exchange.settle(closers)
+        assert pool._requests == [waiting]
+        assert pool._pool == ([connection] if state == "NEW" else [])
+        assert connection.is_idle() == (state == "NEW")
+        assert connection.is_closed() == (state == "ACTIVE")
+        for close in closers:
+            await close()
         pool._requests.remove(waiting)
         await client.aclose()
 
     anyio.run(main)
+    assert servers.plain.wait_closed_to(0, 2)
 
 
 def test_a_connection_that_was_given_back_is_others_already(servers):

@@ -1,6 +1,7 @@
 """What httpcore 0.11 to 0.13 counts: who waits gets a connection, and each permit is out once."""
 
 import asyncio
+import random
 
 import anyio
 import httpcore
@@ -127,6 +128,63 @@ def test_who_connected_goes_on_when_the_other_is_cancelled_some_passes_later(ser
 
     for k in range(8):
         run(main, k)
+
+
+@pytest.mark.filterwarnings("ignore:trio.MultiError")
+@pytest.mark.skipif(bool(compat.trio_problem()), reason="no trio")
+@pytest.mark.skipif(compat.HTTPX < (0, 18), reason="made for how httpcore 0.13 opens a connection on trio")
+@needs_sharing
+@pytest.mark.parametrize("seed", range(4))
+def test_a_connection_that_has_failed_is_not_put_back(servers, monkeypatch, seed):
+    """The first fails to open it when the third is cancelled; the second has not run yet, or has."""
+    import trio
+
+    monkeypatch.setattr(trio._core._run, "_r", random.Random(seed))  # Who of the two is first.
+
+    async def main():
+        client = compat.make_client(httpx.AsyncClient, False, http2=True)
+        url, scope, failed = servers.plain.url + "/get", anyio.CancelScope(), []
+
+        async def fail(*args, **kwargs):
+            monkeypatch.setattr(trio, "open_tcp_stream", original)
+            await passes_on_trio()
+            scope.cancel()
+            raise OSError
+
+        async def first():
+            try:
+                await client.get(url)
+            except httpx.ConnectError:
+                failed.append(True)
+
+        async def third():
+            with scope:
+                await client.get(url)
+
+        original = trio.open_tcp_stream
+        monkeypatch.setattr(trio, "open_tcp_stream", fail)
+        async with anyio.create_task_group() as group:
+            group.start_soon(first)
+            await anyio.sleep(0)
+            group.start_soon(second_of, client, url)
+            await anyio.sleep(0)
+            group.start_soon(third)
+        assert failed == [True]
+        expect(await client.get(url))
+        await client.aclose()
+
+    with httpx_cancel_safe.patched():
+        anyio.run(main, backend="trio")
+    assert servers.plain.wait_closed_to(0, 2)
+
+
+async def second_of(client, url):
+    expect(await client.get(url))
+
+
+async def passes_on_trio():
+    for _ in range(20):
+        await anyio.sleep(0)
 
 
 def test_of_two_who_chose_an_idle_connection_the_other_goes_on(servers):
