@@ -170,7 +170,7 @@ MUTANTS = [
     Mutant("frames of causes and contexts", POOL, "pending += [(one.__cause__, False), (one.__context__, False)]", "pass", STATS + "time_out"),
     Mutant("exchanges behind open streams", POOL, "exchange = open_exchange(stream)\n            if exchange is not None:\n                found", "exchange = None\n            if exchange is not None:\n                found", LEFT + "books_are_right"),
     Mutant("responses whose pool cannot be put right later", POOL, "return generation() is listed and all(", "return True or all(", TABLE + "twice"),
-    Mutant("pools inside other transports", POOL, "pending.append(value)", "pass", HTTP2 + "get"),
+    Mutant("pools inside other transports", POOL, "pending.append(value)", "pass", "test_steady.py writes_steadily", FROM_18),
     Mutant("one warning of a pool that is not known", POOL, "if not _warned:", "if True:", STATS + "not_understood"),
     Mutant("a warning of an httpcore that is not known", POOL, "fall_back(LookupError(version))", "pass", STATS + "known"),
     Mutant("what a failed request gives back at once", POOL, "listed.give_back_at_once(pool)", "pass", GIVING, LISTED),
