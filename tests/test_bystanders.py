@@ -231,7 +231,10 @@ async def chaos(backend, url, client, seed, calm=False):
 
     async def keep_talking(workers):
         while workers:
-            await SCENARIOS["get"](client, url)
+            try:
+                await SCENARIOS["get"](client, url)
+            except Exception as exc:
+                failed.append("talking: " + say(exc))
 
     async def worker(work, number, workers):
         await work(number)

@@ -13,6 +13,7 @@ import pytest
 import httpx_cancel_safe
 from httpx_cancel_safe._pool.steady import (
     PREFACE,
+    Backend,
     OldPythonMixin,
     SteadyMixin,
     make_steady,
@@ -53,6 +54,18 @@ def test_http2_alone_writes_steadily(servers):
     if "http1" not in inspect.signature(httpx.AsyncHTTPTransport.__init__).parameters:
         pytest.skip("this httpx always speaks HTTP/1.1, too")
     assert steady(servers.http2.url, verify=servers.client_context(), http1=False, http2=True) == [True]
+
+
+@pytest.mark.parametrize("http1", [False, True])
+def test_http2_alone_without_tls_writes_steadily(http1):
+    class Network:
+        async def connect_tcp(self):
+            stream = Plain()
+            stream.start_tls = None
+            return stream
+
+    stream = anyio.run(Backend(Network(), http1, 5.0).connect_tcp)
+    assert isinstance(stream, SteadyMixin) != http1
 
 
 def test_what_turns_out_to_be_http1_is_left_alone(servers):
