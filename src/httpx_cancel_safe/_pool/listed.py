@@ -356,10 +356,11 @@ def _vacate(pool: Any, connection: Any) -> None:
     # New ones come in front: where many end at once, the first of them is the last.
     if connections and connections[-1] is connection:
         place = len(connections) - 1
-    elif connection in connections:
-        place = connections.index(connection)
     else:
-        return
+        try:
+            place = connections.index(connection)
+        except ValueError:
+            return
     if _is_held(pool):
         connections[place] = Vacant()
     else:
