@@ -38,6 +38,14 @@ async def close(client, server):
     assert server.wait_closed_to(0, 2)
 
 
+async def the_other_goes_on(client, server, other):
+    """Expect answers for a newcomer, for the `other`, and for the next one after it."""
+    expect(await client.get(server.url + "/get"))
+    assert (await other).content.count(b"chunk") == 4
+    expect(await client.get(server.url + "/get"))
+    await close(client, server)
+
+
 def permits(semaphore):
     inner = semaphore.semaphore
     return getattr(inner, "value", getattr(inner, "_value", None))
@@ -121,10 +129,7 @@ def test_who_connected_goes_on_when_the_other_is_cancelled_some_passes_later(ser
         monkeypatch.setattr(asyncio, "open_connection", connect)
         tasks = [start(client.get(servers.plain.url + "/" + name)) for name in ("chunked", "get")]
         await asyncio.wait(tasks[1:])
-        expect(await client.get(servers.plain.url + "/get"))
-        assert (await tasks[0]).content.count(b"chunk") == 4
-        expect(await client.get(servers.plain.url + "/get"))
-        await close(client, servers.plain)
+        await the_other_goes_on(client, servers.plain, tasks[0])
 
     for k in range(8):
         run(main, k)
@@ -197,10 +202,7 @@ def test_of_two_who_chose_an_idle_connection_the_other_goes_on(servers):
             await passes()
         await passes(k)
         await cancel(tasks[1])
-        expect(await client.get(servers.plain.url + "/get"))
-        assert (await tasks[0]).content.count(b"chunk") == 4
-        expect(await client.get(servers.plain.url + "/get"))
-        await close(client, servers.plain)
+        await the_other_goes_on(client, servers.plain, tasks[0])
 
     for k in range(8):
         run(main, k)
