@@ -413,14 +413,20 @@ def test_an_http2_connection_whose_write_was_cut_short_is_not_used_again(servers
     assert servers.http2.wait_closed_to(0, 2)
 
 
+async def kind_that_writes(servers):
+    """The class of the streams that HTTP/2 has here, on which the next client's writes can be watched."""
+    client = compat.make_client(httpx.AsyncClient, servers.client_context(), http2=True)
+    expect(await client.get(servers.http2.url + "/get"))
+    kind = base_of(network_streams(client)[0])
+    await client.aclose()
+    return kind
+
+
 @pytest.mark.skipif(compat.HTTPX < (0, 18), reason="as above")
 @pytest.mark.parametrize("number", [0, 1], ids=["preface", "headers"])
 def test_a_cancel_while_something_is_written_is_not_lost(servers, monkeypatch, number):
     async def main():
-        client = compat.make_client(httpx.AsyncClient, servers.client_context(), http2=True)
-        expect(await client.get(servers.http2.url + "/get"))
-        kind = base_of(network_streams(client)[0])
-        await client.aclose()
+        kind = await kind_that_writes(servers)
         original, writes = kind.write, []
 
         async def write(*args, **kwargs):
@@ -447,10 +453,7 @@ def test_a_cancel_while_something_is_written_is_not_lost(servers, monkeypatch, n
 @pytest.mark.skipif(compat.HTTPX < (0, 18), reason="as above")
 def test_who_waits_for_the_preface_goes_on_when_who_writes_it_is_cancelled(servers, monkeypatch):
     async def main():
-        client = compat.make_client(httpx.AsyncClient, servers.client_context(), http2=True)
-        expect(await client.get(servers.http2.url + "/get"))
-        kind = base_of(network_streams(client)[0])
-        await client.aclose()
+        kind = await kind_that_writes(servers)
         original, tasks = kind.write, []
 
         async def write(*args, **kwargs):
