@@ -70,12 +70,16 @@ def closes(client_class=None):
             with pytest.raises(Abort):
                 await client.get("http://custom.test")
 
+    finish(request())
+    return stream.closed
+
+
+def finish(coroutine):
     loop = asyncio.new_event_loop()
     try:
-        loop.run_until_complete(request())
+        return loop.run_until_complete(coroutine)
     finally:
         loop.close()
-    return stream.closed
 
 
 def sync_closes(client_class=None):
@@ -292,6 +296,38 @@ def test_a_safe_subclass_that_is_subclassed_again_stays_safe():
             return await super().send(*args, **kwargs)
 
     assert closes(Verbose) == 1
+
+
+class NoFunction:
+    """A stand-in for `send` that is bound to no client, as those of `unittest.mock` are."""
+
+    async def __call__(self, request, **kwargs):
+        return httpx.Response(200, request=request)
+
+
+def test_a_safe_client_calls_a_send_that_is_no_function_as_super_does(monkeypatch):
+    monkeypatch.setattr(AsyncClient, "send", NoFunction())
+
+    async def request(client_class):
+        async with client_class() as client:
+            return (await client.get("http://custom.test")).status_code
+
+    assert finish(request(httpx_cancel_safe.SafeAsyncClient)) == 200
+
+
+def test_a_safe_client_among_its_siblings_calls_the_next_of_them():
+    class Sibling(AsyncClient):
+        async def send(self, request, **kwargs):
+            return httpx.Response(200, request=request)
+
+    class Both(httpx_cancel_safe.SafeAsyncClient, Sibling):
+        pass
+
+    async def request():
+        async with Both() as client:
+            return (await client.get("http://custom.test")).status_code
+
+    assert finish(request()) == 200
 
 
 # -- Among other tools -------------------------------------------------------------------------
