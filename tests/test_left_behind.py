@@ -14,7 +14,7 @@ from httpx_cancel_safe._pool._common import is_begun, reset_stream
 
 from .support import compat
 from .support.cancelling import cancel, passes, start
-from .support.custom import Abort, AsyncAdapter, AsyncStreamBase, Dropped, current_task
+from .support.custom import Abort, Adapter, AsyncAdapter, AsyncStreamBase, Dropped, current_task
 from .support.scenarios import SCENARIOS, expect
 from .support.sweep import drive
 
@@ -531,6 +531,17 @@ def test_no_response_is_remembered():
         return dict(_send._opened)
 
     assert run(main) == {}
+
+
+def test_a_response_is_not_remembered_for_a_sync_request_around_it():
+    class Around(Adapter):
+        def exchange(self, asked):
+            _send._note_opened(object())
+            raise Abort
+
+    with httpx_cancel_safe.patched(), httpx.Client(transport=Around()) as client, pytest.raises(Abort):
+        client.get("http://custom.test")
+    assert _send._opened == {}
 
 
 def abort(response):

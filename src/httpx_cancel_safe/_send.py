@@ -206,7 +206,7 @@ def _note_opened(response: Any) -> None:
     """
     frame: Any = sys._getframe(2)
     while frame is not None:
-        if id(frame.f_code) in _GUARDS and frame.f_locals["acts"]:
+        if id(frame.f_code) == _ASYNC_GUARD and frame.f_locals["acts"]:
             _opened.setdefault(id(frame), []).append(response)
             now, scope = _closing.innermost_scope(), frame.f_locals["scope"]
             if now is not scope:
@@ -369,9 +369,10 @@ def _exchanges_of(stream: Any, exc: Optional[BaseException]) -> List[Any]:
 
 # Where the frames of an exchange end, seen from outside: all guards share these. (By
 # their ids, as code objects compare slowly.)
-_GUARDS = frozenset(
+_ASYNC_GUARD, _SYNC_GUARD = (
     id(make(lambda: None, Settings(0)).__code__) for make in (guard_async, guard_sync)
 )
+_GUARDS = frozenset((_ASYNC_GUARD, _SYNC_GUARD))
 
 
 class _Rescue:
