@@ -292,7 +292,7 @@ MUTANTS = [
     # -- The patch, the switch, and what is told
     Mutant("one net however often it is asked for", PATCHING, "if _is_guarded(current):\n                continue", "pass", PATCH + "one_net"),
     Mutant("a net that is not ours to see", PATCHING, "return any(_is_ours(layer) for layer in layers(function))", "return _is_ours(function)", PATCH + "tool"),
-    Mutant("patch() from several threads", PATCHING, "    with _lock:\n        was_active", "    if True:\n        was_active", PATCH + "threads"),
+    Mutant("patch() from several threads", PATCHING, "    with _lock:\n        was_active", "    if True:\n        was_active", PATCH + "first_two"),
     Mutant("unpatch() makes a net under others inert", PATCHING, "        _settings.active = False\n", "", PATCH + "tool"),
     Mutant("unpatch() takes ours off", PATCHING, "owner.send = taken_off[-1].__wrapped__", "break", PATCH + "unpatch"),
     Mutant("is_patched() looks at the classes", PATCHING, 'and all(_is_guarded(owner.__dict__["send"]) for owner in _classes())', "", PATCH + "tool"),

@@ -11,6 +11,7 @@ import pytest
 import wrapt
 
 import httpx_cancel_safe
+from httpx_cancel_safe import _patch, _send
 from tests.support.custom import Adapter, AsyncAdapter, AsyncStreamBase, StreamBase
 
 RELEASE = tuple(int(part) for part in httpx.__version__.split(".")[:2])
@@ -206,6 +207,28 @@ def test_patching_from_eight_threads_at_once_makes_one_net(own_send, interleaved
         httpx_cancel_safe.unpatch()
         assert is_untouched(own_send)
     assert results == [True] * 40
+
+
+def test_the_first_two_threads_to_patch_have_one_switch(own_send, monkeypatch):
+    """Else `unpatch()` would turn off one that no guard looks at."""
+    settings, others = _send.Settings, []
+
+    def meet(seconds):
+        if not others:
+            others.append(threading.Thread(target=httpx_cancel_safe.patch))
+            others[0].start()
+            others[0].join(0.2)  # It has to wait for this thread; without a lock it is done at once.
+        return settings(seconds)
+
+    monkeypatch.setattr(_patch, "_settings", None)
+    monkeypatch.setattr(_send, "Settings", meet)
+    httpx_cancel_safe.patch()
+    others[0].join()
+    for client_class in (AsyncClient, Client):
+        switch = inspect.getclosurevars(client_class.send).nonlocals["settings"]
+        assert switch is _patch._settings
+    httpx_cancel_safe.unpatch()
+    assert is_untouched(own_send)
 
 
 def test_patched_holds_for_the_block_and_no_longer(own_send):
