@@ -6,7 +6,6 @@ a whole is printed by `python -m tests.support.custom`.
 
 import asyncio
 import contextlib
-import copy
 import http.cookiejar
 import logging
 import sys
@@ -486,47 +485,6 @@ def test_a_client_that_was_watched_is_left_alone_afterwards():
                 httpx_cancel_safe.unpatch()
 
     anyio.run(main)
-
-
-def test_new_cookies_of_a_client_watch_too():
-    async def main():
-        async with httpx.AsyncClient(transport=SlowTransport(Slow(0))) as client:
-            for _ in range(2):
-                await client.get(custom.URL)
-                assert isinstance(client.cookies, _send._Watching)
-                client.cookies = {"name": "value"}
-                assert type(client.cookies) is httpx.Cookies
-
-    with httpx_cancel_safe.patched():
-        anyio.run(main)
-
-
-def test_new_cookies_of_a_sync_client_watch_too():
-    class Transport(custom.Adapter):
-        def exchange(self, asked):
-            return 200, [], custom.SyncStream(custom.Case())
-
-    with httpx_cancel_safe.patched(), httpx.Client(transport=Transport()) as client:
-        for _ in range(2):
-            client.get(custom.URL)
-            assert isinstance(client.cookies, _send._Watching)
-            client.cookies = {"name": "value"}
-            assert type(client.cookies) is httpx.Cookies
-
-
-def test_copies_of_cookies_that_watch_are_those_of_httpx():
-    async def main():
-        async with httpx.AsyncClient(transport=SlowTransport(Slow(0))) as client:
-            client.cookies = {"name": "value"}
-            await client.get(custom.URL)
-            return client.cookies
-
-    with httpx_cancel_safe.patched():
-        cookies = anyio.run(main)
-    kept = copy.copy(cookies)
-    assert type(kept) is httpx.Cookies
-    assert dict(kept) == {"name": "value"}
-    assert set(vars(kept)) == {"jar"}
 
 
 def test_transports_that_refer_to_each_other_are_looked_through_once():

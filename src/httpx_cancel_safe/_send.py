@@ -16,6 +16,7 @@ import logging
 import sys
 import time
 import types
+import weakref
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import httpx
@@ -31,10 +32,6 @@ _IS_OLD = _AsyncByteStream is object  # A response closes by a callback.
 # Where httpx asks httpcore; up to 0.17 that is httpcore's own.
 _TRANSPORTS = ("default", "connection_pool", "http_proxy")
 
-_Function = types.FunctionType
-_modules = sys.modules
-_ANYIO = "anyio._backends._asyncio"
-
 # What watched clients have open, by the frame of the guard around their `send`.
 _opened: Dict[int, List[Any]] = {}
 
@@ -49,7 +46,7 @@ class Settings:
 
 def _as_function(wrapped: Callable[..., Any]) -> Callable[..., Any]:
     """Return what calls `wrapped` as a method; wrapt's wrappers have to be bound first."""
-    if type(wrapped) is _Function:
+    if type(wrapped) is types.FunctionType:
         return wrapped
     return lambda self, *args, **kwargs: wrapped.__get__(self, type(self))(*args, **kwargs)
 
@@ -65,22 +62,18 @@ def guard_async(wrapped: Callable[..., Any], settings: Settings, owner: Any = No
         if not acts:
             return await call(self, request, **kwargs)
         try:
-            transport, cookies, watches = self._cancel_safe_prepared
-            is_prepared = transport is self._transport and cookies is self._cookies
+            is_prepared = self._cancel_safe_prepared is self._transport
         except AttributeError:
             is_prepared = False
         if not is_prepared:
-            watches = _prepare(self, settings, AsyncGuardedStream)
-        scope = None  # Looked for by `_note_opened()`, in this frame.
-        if watches and (_ANYIO in _modules or "trio" in _modules):
-            scope = _closing.innermost_scope()  # noqa: F841
+            _prepare(self, settings, _watch)
         try:
             if base is None:
                 response = await call(self, request, **kwargs)
             else:
                 inherited = base.send  # As it is now: others wrap it, too.
-                if type(self) is owner and type(inherited) is _Function:
-                    response = await inherited(self, request, **kwargs)
+                if type(self) is owner and type(inherited) is types.FunctionType:
+                    response = await inherited(self, request, **kwargs)  # For less.
                 else:
                     response = await super(owner, self).send(request, **kwargs)
         except BaseException as exc:
@@ -116,19 +109,18 @@ def guard_sync(wrapped: Callable[..., Any], settings: Settings, owner: Any = Non
         if not acts:
             return call(self, request, **kwargs)
         try:
-            transport, cookies, _ = self._cancel_safe_prepared
-            is_prepared = transport is self._transport and cookies is self._cookies
+            is_prepared = self._cancel_safe_prepared is self._transport
         except AttributeError:
             is_prepared = False
         if not is_prepared:
-            _prepare(self, settings, SyncGuardedStream)
+            _prepare(self, settings, _watch_sync)
         try:
             if base is None:
                 response = call(self, request, **kwargs)
             else:
                 inherited = base.send  # As it is now: others wrap it, too.
-                if type(self) is owner and type(inherited) is _Function:
-                    response = inherited(self, request, **kwargs)
+                if type(self) is owner and type(inherited) is types.FunctionType:
+                    response = inherited(self, request, **kwargs)  # For less.
                 else:
                     response = super(owner, self).send(request, **kwargs)
         except BaseException as exc:
@@ -141,76 +133,74 @@ def guard_sync(wrapped: Callable[..., Any], settings: Settings, owner: Any = Non
     return guard
 
 
-def _prepare(client: Any, settings: Settings, kind: Any) -> bool:
-    """Do what must be done before the first request of `client` through its transports.
-
-    Tells whether its cookies watch its responses, as they do if its transports are not known.
-    """
-    watches = False
+def _prepare(client: Any, settings: Settings, watch: Callable[..., Any]) -> None:
+    """Do what must be done before the first request of `client` through its transports."""
     try:
-        cookies = client._cookies
-        client._cancel_safe_prepared = client._transport, cookies, watches
+        client._cancel_safe_prepared = client._transport
         _pool.prepare(client, settings.close_timeout)
-        if not _pool.is_repairable(client):
-            plain: Any = type(cookies)
-            if not issubclass(plain, _Watching):
-                cookies._cancel_safe_settings = settings  # Before another thread needs it.
-                cookies.__class__ = _watching(plain, kind)
-            watches = True
-            client._cancel_safe_prepared = client._transport, cookies, watches
+        watched = "_send_single_request" in vars(client)
+        if not watched and not _pool.is_repairable(client):
+            client._send_single_request = watch(weakref.ref(client), settings)
     except Exception as failure:
         _pool.fall_back(failure)
-    return watches
 
 
-class _Watching:
-    """Cookies of a client, which guard each of its responses at once.
+def _watch(client: Any, settings: Settings) -> Any:
+    """Return a `_send_single_request` that guards each response of `client` at once.
 
     A close of a custom stream that was interrupted cannot be made up for afterwards, and
-    a coroutine that was dropped does not tell what it had open. httpx shows each response
-    to the client's cookies before anything waits again; whatever else could be told would
-    have to be awaited, and cost every request a coroutine.
+    a coroutine that was dropped does not tell what it had open.
     """
+    inherited = AsyncGuardedStream.inherited
+
+    async def guard(*args: Any, **kwargs: Any) -> Any:
+        scope = _closing.innermost_scope()
+        me = client()
+        response = await type(me)._send_single_request(me, *args, **kwargs)
+        try:  # Without a call, as most go this way.
+            if type(response.stream._stream).aclose is inherited:
+                return response
+        except AttributeError:
+            pass  # Streams of another make.
+        if settings.active and _guard_response(response, AsyncGuardedStream, settings):
+            _note_opened(response)
+            now = _closing.innermost_scope()
+            if now is not scope:
+                _guard_of(response).own_scope = _closing.outermost_within(now, scope)
+        return response
+
+    return guard
 
 
-@functools.lru_cache(maxsize=None)
-def _watching(plain: Any, kind: Any) -> Any:
-    is_async, inherited = kind.is_async, kind.inherited
+def _watch_sync(client: Any, settings: Settings) -> Any:
+    """Return the same for a sync client, whose closes may raise in place of what went wrong."""
+    inherited = SyncGuardedStream.inherited
 
-    class Watching(plain, _Watching):  # type: ignore[misc]
-        def extract_cookies(self, response: Any) -> None:
-            plain.extract_cookies(self, response)
-            try:  # As `_guard_response()` asks: most go this way, and a call costs more.
-                body = type(response.stream._stream)
-                if (body.aclose if is_async else body.close) is inherited:
-                    return
-            except AttributeError:
-                pass
-            settings = self._cancel_safe_settings
-            if settings.active and _guard_response(response, kind, settings) and is_async:
-                _note_opened(response)
+    def guard(*args: Any, **kwargs: Any) -> Any:
+        me = client()
+        response = type(me)._send_single_request(me, *args, **kwargs)
+        try:
+            if type(response.stream._stream).close is inherited:
+                return response
+        except AttributeError:
+            pass
+        if settings.active:
+            _guard_response(response, SyncGuardedStream, settings)
+        return response
 
-        def __reduce__(self) -> Any:
-            state = dict(vars(self))
-            del state["_cancel_safe_settings"]
-            return plain, (), state  # Copies, and what is pickled, are httpx's.
-
-    return Watching
+    return guard
 
 
 def _note_opened(response: Any) -> None:
-    """Note an open response for the `send` that it is part of, and the scope it holds open.
+    """Note an open response for the `send` that it is part of, should that be dropped.
 
-    Should that be dropped, nothing else tells. Its guard is further up the stack, except when
-    an exception was thrown in and caught. (Context variables do not follow tasks on Python 3.6.)
+    Its guard is further up the stack, except when an exception was thrown in and caught.
+    (Context variables do not follow tasks on Python 3.6.)
     """
     frame: Any = sys._getframe(2)
     while frame is not None:
         if id(frame.f_code) == _ASYNC_GUARD and frame.f_locals["acts"]:
             _opened.setdefault(id(frame), []).append(response)
-            now, scope = _closing.innermost_scope(), frame.f_locals["scope"]
-            if now is not scope:
-                _guard_of(response).own_scope = _closing.outermost_within(now, scope)
             return
         frame = frame.f_back
 
@@ -239,13 +229,8 @@ def _guard_response(response: Any, kind: Any, settings: Settings) -> bool:
     """Guard the close of `response`, unless that is done or it has none; tell if it is guarded."""
     try:
         stream = response.stream
-        try:
-            body = type(stream._stream)
-            if (body.aclose if kind.is_async else body.close) is kind.inherited:
-                return False
-        except AttributeError:
-            pass  # Streams of another make.
-        if response.is_closed:
+        inner = type(getattr(stream, "_stream", None))
+        if getattr(inner, kind.method, inner) is kind.inherited or response.is_closed:
             return False
         if _guard_of(response) is not None:
             return True
@@ -284,7 +269,8 @@ class _GuardedStream:
 
 class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):  # type: ignore[misc]
     is_async = True
-    inherited = getattr(_AsyncByteStream, "aclose", None)  # By streams that have no close.
+    method = "aclose"
+    inherited = getattr(_AsyncByteStream, method, None)  # By streams that have no close.
 
     def __aiter__(self) -> Any:
         return self._stream.__aiter__()
@@ -329,7 +315,8 @@ class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):  # type: ignore[misc
 
 class SyncGuardedStream(_GuardedStream, _SyncByteStream):  # type: ignore[misc]
     is_async = False
-    inherited = getattr(_SyncByteStream, "close", None)
+    method = "close"
+    inherited = getattr(_SyncByteStream, method, None)
 
     def __iter__(self) -> Any:
         return iter(self._stream)
