@@ -84,8 +84,6 @@ MUTANTS = [
     Mutant("a response that is handed out is guarded", SEND, "if not response.is_closed:\n            _guard_response(response, Async", "if False:\n            _guard_response(response, Async", SWEEP + "stream"),
     Mutant("a response that is handed out is guarded, sync", SEND, "if not response.is_closed:\n            _guard_response(response, Sync", "if False:\n            _guard_response(response, Sync", LEFT + "closed_sync"),
     Mutant("custom transports are watched", SEND, "client._send_single_request = watch(", "watch(", TABLE + "twice"),
-    Mutant("the class calls what can be called with itself", SEND, "type(self) is owner and type(inherited) is types.FunctionType:\n                    response = await", "type(self) is owner:\n                    response = await", PATCH + "no_function"),
-    Mutant("the class minds what others inherit", SEND, "type(self) is owner and type(inherited) is types.FunctionType:\n                    response = await", "type(inherited) is types.FunctionType:\n                    response = await", PATCH + "siblings"),
     Mutant("an open response is noted for an async request alone", SEND, "if id(frame.f_code) == _ASYNC_GUARD", "if id(frame.f_code) in _GUARDS", LEFT + "around_it"),
     Mutant("the open responses of a dropped coroutine", SEND, "_note_opened(response)\n", "pass\n", TABLE + "drop"),
     Mutant("a scope that a response holds open", SEND, "if now is not scope:", "if False:", NEEDS + "scope"),

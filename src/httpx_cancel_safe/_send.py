@@ -54,7 +54,6 @@ def _as_function(wrapped: Callable[..., Any]) -> Callable[..., Any]:
 def guard_async(wrapped: Callable[..., Any], settings: Settings, owner: Any = None) -> Any:
     """Return a guard around the `send` of async clients; `owner`'s calls that of `super()`."""
     call = _as_function(wrapped)
-    base: Any = getattr(owner, "__base__", None)
 
     @functools.wraps(wrapped)
     async def guard(self: Any, request: Any, **kwargs: Any) -> Any:
@@ -68,14 +67,10 @@ def guard_async(wrapped: Callable[..., Any], settings: Settings, owner: Any = No
         if not is_prepared:
             _prepare(self, settings, _watch)
         try:
-            if base is None:
+            if owner is None:
                 response = await call(self, request, **kwargs)
             else:
-                inherited = base.send  # As it is now: others wrap it, too.
-                if type(self) is owner and type(inherited) is types.FunctionType:
-                    response = await inherited(self, request, **kwargs)  # For less.
-                else:
-                    response = await super(owner, self).send(request, **kwargs)
+                response = await super(owner, self).send(request, **kwargs)
         except BaseException as exc:
             # No local name for the rescue: it would hold the frame that holds it.
             if not _is_dropped(exc):
@@ -101,7 +96,6 @@ def guard_async(wrapped: Callable[..., Any], settings: Settings, owner: Any = No
 def guard_sync(wrapped: Callable[..., Any], settings: Settings, owner: Any = None) -> Any:
     """Return the same for sync clients, where nothing but an exception can interrupt."""
     call = _as_function(wrapped)
-    base: Any = getattr(owner, "__base__", None)
 
     @functools.wraps(wrapped)
     def guard(self: Any, request: Any, **kwargs: Any) -> Any:
@@ -115,14 +109,10 @@ def guard_sync(wrapped: Callable[..., Any], settings: Settings, owner: Any = Non
         if not is_prepared:
             _prepare(self, settings, _watch_sync)
         try:
-            if base is None:
+            if owner is None:
                 response = call(self, request, **kwargs)
             else:
-                inherited = base.send  # As it is now: others wrap it, too.
-                if type(self) is owner and type(inherited) is types.FunctionType:
-                    response = inherited(self, request, **kwargs)  # For less.
-                else:
-                    response = super(owner, self).send(request, **kwargs)
+                response = super(owner, self).send(request, **kwargs)
         except BaseException as exc:
             _Rescue(exc, settings, self, request, False).run_sync()
             raise
