@@ -152,7 +152,7 @@ def test_a_connection_that_has_failed_is_not_put_back(servers, monkeypatch, seed
 
         async def fail(*args, **kwargs):
             monkeypatch.setattr(trio, "open_tcp_stream", original)
-            await passes_on_trio()
+            await passes()
             scope.cancel()
             raise OSError
 
@@ -185,11 +185,6 @@ def test_a_connection_that_has_failed_is_not_put_back(servers, monkeypatch, seed
 
 async def second_of(client, url):
     expect(await client.get(url))
-
-
-async def passes_on_trio():
-    for _ in range(20):
-        await anyio.sleep(0)
 
 
 def test_of_two_who_chose_an_idle_connection_the_other_goes_on(servers):

@@ -16,7 +16,7 @@ def start(coroutine):
 
 async def passes(number=20):
     for _ in range(number):
-        await asyncio.sleep(0)
+        await anyio.sleep(0)
 
 
 async def cancel(*tasks):
