@@ -10,6 +10,7 @@ import os
 import pathlib
 import socket
 import sys
+import sysconfig
 import threading
 import time
 import types
@@ -84,6 +85,12 @@ async def cancel_everywhere(client, url, name, way):
         if not await cancelled_at(k, SCENARIOS[name](client, url), way):
             return k - 1
     raise AssertionError("the scenario has no end")
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has a GIL")
+def test_free_threaded_python_stays_so():
+    """What is imported could switch the GIL on; then the tests below would show less."""
+    assert not sys._is_gil_enabled()
 
 
 # -- Loops -------------------------------------------------------------------------------------
