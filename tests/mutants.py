@@ -81,7 +81,7 @@ MUTANTS = [
     Mutant("ignored GeneratorExit is one", SEND, 'str(exc).endswith(" ignored GeneratorExit")', "False", TABLE + "drop"),
     Mutant("a cancel that a proxy swallowed", SEND, "cancel = _swallowed_cancel(exc)", "cancel = None", WAYS + "connect_proxy", PYTHON < (3, 8)),
     Mutant("open responses are forgotten in the end", SEND, "_opened.pop(id(sys._getframe()), None)", "pass", LEFT + "remembered"),
-    Mutant("a response that is handed out is guarded", SEND, "if not response.is_closed:\n            _guard_response(response, Async", "if False:\n            _guard_response(response, Async", SWEEP + "stream"),
+    Mutant("a response that is handed out is guarded", SEND, "        _guard_response(response, AsyncGuardedStream, settings)\n        return response\n\n    return guard", "        return response\n\n    return guard", SWEEP + "stream"),
     Mutant("a response that is handed out is guarded, sync", SEND, "if not response.is_closed:\n            _guard_response(response, Sync", "if False:\n            _guard_response(response, Sync", LEFT + "closed_sync"),
     Mutant("custom transports are watched", SEND, "client._send_single_request = watch(", "watch(", TABLE + "twice"),
     Mutant("an open response is noted for an async request alone", SEND, "if id(frame.f_code) == _ASYNC_GUARD", "if id(frame.f_code) in _GUARDS", LEFT + "around_it"),

@@ -54,6 +54,7 @@ def _as_function(wrapped: Callable[..., Any]) -> Callable[..., Any]:
 def guard_async(wrapped: Callable[..., Any], settings: Settings, owner: Any = None) -> Any:
     """Return a guard around the `send` of async clients; `owner`'s calls that of `super()`."""
     call = _as_function(wrapped)
+    inherited = getattr(_AsyncByteStream, "aclose", None)
 
     @functools.wraps(wrapped)
     async def guard(self: Any, request: Any, **kwargs: Any) -> Any:
@@ -86,8 +87,14 @@ def guard_async(wrapped: Callable[..., Any], settings: Settings, owner: Any = No
         finally:
             if _opened:
                 _opened.pop(id(sys._getframe()), None)
-        if not response.is_closed:
-            _guard_response(response, AsyncGuardedStream, settings)
+        if response.is_closed:
+            return response
+        try:  # Without a call, as most go this way.
+            if type(response.stream._stream).aclose is inherited:
+                return response
+        except AttributeError:
+            pass  # Streams of another make.
+        _guard_response(response, AsyncGuardedStream, settings)
         return response
 
     return guard
@@ -141,17 +148,22 @@ def _watch(client: Any, settings: Settings) -> Any:
     A close of a custom stream that was interrupted cannot be made up for afterwards, and
     a coroutine that was dropped does not tell what it had open.
     """
-    inherited = AsyncGuardedStream.inherited
+    inherited, modules = AsyncGuardedStream.inherited, sys.modules
 
-    async def guard(*args: Any, **kwargs: Any) -> Any:
-        scope = _closing.innermost_scope()
+    async def guard(request: Any, *timeout: Any) -> Any:
+        scope = None
+        if "trio" in modules or "anyio._backends._asyncio" in modules:  # Else there are none.
+            scope = _closing.innermost_scope()
         me = client()
-        response = await type(me)._send_single_request(me, *args, **kwargs)
-        try:  # Without a call, as most go this way.
+        if timeout:  # Up to httpx 0.19.
+            response = await type(me)._send_single_request(me, request, *timeout)
+        else:
+            response = await type(me)._send_single_request(me, request)
+        try:
             if type(response.stream._stream).aclose is inherited:
                 return response
         except AttributeError:
-            pass  # Streams of another make.
+            pass
         if settings.active and _guard_response(response, AsyncGuardedStream, settings):
             _note_opened(response)
             now = _closing.innermost_scope()
