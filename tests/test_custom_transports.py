@@ -634,9 +634,10 @@ def test_the_sync_client(sync_client_class, scenario, error):
     check(*sync_count(sync_client_class, scenario, error), at_least=4)
 
 
+@pytest.mark.parametrize("error", [custom.Abort, LookupError])
 @pytest.mark.parametrize("scenario", ["body", "redirect", "hooks", "stream"])
-def test_the_sync_client_when_the_close_raises_too(sync_client_class, scenario):
-    check(*sync_count(sync_client_class, scenario, custom.Abort, close_error=custom.Refused("x")))
+def test_the_sync_client_when_the_close_raises_too(sync_client_class, scenario, error):
+    check(*sync_count(sync_client_class, scenario, error, close_error=custom.Refused("x")))
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import socket
+import threading
 
 import anyio
 import httpcore
@@ -14,8 +16,8 @@ from httpx_cancel_safe._pool._common import is_begun, reset_stream
 
 from .support import compat
 from .support.cancelling import cancel, passes, start
-from .support.custom import Abort, Adapter, AsyncAdapter, AsyncStreamBase, Dropped, current_task
-from .support.scenarios import SCENARIOS, expect
+from .support.custom import Abort, Adapter, AsyncAdapter, AsyncStreamBase, Dropped, StreamBase, current_task
+from .support.scenarios import SCENARIOS, content, expect
 from .support.sweep import drive
 
 pytestmark = pytest.mark.skipif(compat.FIXED, reason="this httpx needs no net")
@@ -151,6 +153,7 @@ def test_a_response_whose_socket_cannot_be_closed(servers, close):
                 if close is not refuse:
                     task = current_task()
                     asyncio.get_event_loop().call_soon(lambda: task.cancel())
+        assert requests_in_books(client) == 0
         if close is not refuse and hasattr(task, "uncancel"):
             task.uncancel()  # As who catches a cancel has to.
         await original()
@@ -161,6 +164,92 @@ def test_a_response_whose_socket_cannot_be_closed(servers, close):
     run(main)
     assert (httpx_cancel_safe.stats().timed_out > before) == (close is not refuse)
     assert servers.plain.wait_closed_to(0, 2)
+
+
+def test_a_peer_that_does_not_read_holds_nothing_up():
+    """What waits in buffers of Python's is dropped: else the socket stays until the peer has read it all."""
+    body = b"x" * 2**25  # More than the system's buffers hold.
+
+    async def main(listener):
+        def take_all():
+            peer, size = listener.accept()[0], 0
+            with peer:
+                peer.settimeout(5)
+                begun.append(peer)
+                may_read.wait()
+                for data in iter(lambda: peer.recv(2**20), b""):
+                    size += len(data)
+            return size
+
+        loop = asyncio.get_event_loop()
+        begun, may_read = [], threading.Event()
+        size = loop.run_in_executor(None, take_all)
+        client = compat.make_client(httpx.AsyncClient, False)
+        task = start(client.post("http://127.0.0.1:%d" % listener.getsockname()[1], **content(body)))
+        while not begun:
+            await asyncio.sleep(0)
+        await passes(30)
+        await cancel(task)
+        may_read.set()
+        assert await size < len(body)
+        await client.aclose()
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        run(main, listener)
+
+
+def test_a_peer_that_sends_on_over_tls_holds_nothing_up(servers):
+    """Asyncio's TLS waits for the peer's last word, and reads no more before that."""
+
+    async def main():
+        async def request():
+            async with client.stream("GET", servers.tls.url + "/large"):
+                (stream,) = network_streams(client)
+                reader = getattr(stream, "stream_reader", None)
+                while reader is not None and not reader._paused:
+                    await asyncio.sleep(0)
+                is_full.set()
+                await asyncio.Event().wait()
+
+        client = compat.make_client(httpx.AsyncClient, servers.client_context(), pool_timeout=0.5)
+        task = start(request())
+        is_full = asyncio.Event()
+        await is_full.wait()
+        await cancel(task)
+        assert servers.tls.wait_closed_to(0, 2)
+        await client.aclose()
+
+    before = httpx_cancel_safe.stats().timed_out
+    run(main)
+    assert httpx_cancel_safe.stats().timed_out == before
+
+
+@pytest.mark.skipif(compat.HTTPX >= (0, 20), reason="transports make their responses themselves")
+def test_an_answer_that_makes_no_response_is_closed():
+    closed = []
+
+    class Stream(AsyncStreamBase):
+        async def __aiter__(self):
+            yield b""
+
+        async def aclose(self):
+            await passes()
+            closed.append(self)
+
+    class Transport(AsyncAdapter):
+        async def exchange(self, asked):
+            return 200, [(b"no value",)], Stream()
+
+    async def main():
+        client = httpx.AsyncClient(transport=Transport())
+        with pytest.raises(ValueError, match="not enough values"):
+            await client.get("http://custom.test")
+        await client.aclose()
+
+    run(main)
+    assert len(closed) == 1
 
 
 @pytest.mark.skipif(compat.HTTPX < (0, 20), reason="httpx reads a response before its hooks run, or has none")
@@ -256,6 +345,7 @@ def test_a_response_whose_socket_cannot_be_closed_sync(servers, error):
             original, stream.close = stream.close, refuse_sync
             if error is not None:
                 raise error
+        assert requests_in_books(client) == 0
         original()
         client.get(servers.plain.url + "/get")
         client.close()
@@ -542,6 +632,62 @@ def test_a_response_is_not_remembered_for_a_sync_request_around_it():
     with httpx_cancel_safe.patched(), httpx.Client(transport=Around()) as client, pytest.raises(Abort):
         client.get("http://custom.test")
     assert _send._opened == {}
+
+
+def replace_exchange(client):
+    """As who wants to see each exchange may do; the net does not get to see them then."""
+    original = client._send_single_request
+    client._send_single_request = lambda *args: original(*args)
+
+
+def test_a_response_of_an_exchange_that_somebody_replaced():
+    closed = []
+
+    class Closing(Stream):
+        async def aclose(self):
+            task.cancel()
+            await passes()
+            closed.append(self)
+
+    class Answering(AsyncAdapter):
+        async def exchange(self, asked):
+            return 200, [], Closing()
+
+    async def main():
+        nonlocal task
+        async with httpx.AsyncClient(transport=Answering()) as client:
+            replace_exchange(client)
+
+            async def request():
+                async with client.stream("GET", "http://custom.test"):
+                    pass
+
+            task = start(request())
+            await asyncio.wait([task])
+            assert task.cancelled()
+
+    task = None
+    run(main)
+    assert len(closed) == 1
+
+
+@pytest.mark.skipif(compat.HTTPX < (0, 18), reason="it is the caller's block that closes, not httpx")
+def test_a_response_of_an_exchange_that_somebody_replaced_sync():
+    class Refusing(StreamBase):
+        def __iter__(self):
+            yield b""
+
+        def close(self):
+            raise PermissionError
+
+    class Answering(Adapter):
+        def exchange(self, asked):
+            return 200, [], Refusing()
+
+    with httpx_cancel_safe.patched(), httpx.Client(transport=Answering()) as client:
+        replace_exchange(client)
+        with pytest.raises(Abort), client.stream("GET", "http://custom.test"):
+            raise Abort
 
 
 def abort(response):
