@@ -54,7 +54,7 @@ def _as_function(wrapped: Callable[..., Any]) -> Callable[..., Any]:
 def guard_async(wrapped: Callable[..., Any], settings: Settings, owner: Any = None) -> Any:
     """Return a guard around the `send` of async clients; `owner`'s calls that of `super()`."""
     call = _as_function(wrapped)
-    inherited = getattr(_AsyncByteStream, "aclose", None)
+    inherited = AsyncGuardedStream.inherited
 
     @functools.wraps(wrapped)
     async def guard(self: Any, request: Any, **kwargs: Any) -> Any:
@@ -103,6 +103,7 @@ def guard_async(wrapped: Callable[..., Any], settings: Settings, owner: Any = No
 def guard_sync(wrapped: Callable[..., Any], settings: Settings, owner: Any = None) -> Any:
     """Return the same for sync clients, where nothing but an exception can interrupt."""
     call = _as_function(wrapped)
+    inherited = SyncGuardedStream.inherited
 
     @functools.wraps(wrapped)
     def guard(self: Any, request: Any, **kwargs: Any) -> Any:
@@ -123,8 +124,14 @@ def guard_sync(wrapped: Callable[..., Any], settings: Settings, owner: Any = Non
         except BaseException as exc:
             _Rescue(exc, settings, self, request, False).run_sync()
             raise
-        if not response.is_closed:
-            _guard_response(response, SyncGuardedStream, settings)
+        if response.is_closed:
+            return response
+        try:
+            if type(response.stream._stream).close is inherited:
+                return response
+        except AttributeError:
+            pass
+        _guard_response(response, SyncGuardedStream, settings)
         return response
 
     return guard
@@ -178,9 +185,12 @@ def _watch_sync(client: Any, settings: Settings) -> Any:
     """Return the same for a sync client, whose closes may raise in place of what went wrong."""
     inherited = SyncGuardedStream.inherited
 
-    def guard(*args: Any, **kwargs: Any) -> Any:
+    def guard(request: Any, *timeout: Any) -> Any:
         me = client()
-        response = type(me)._send_single_request(me, *args, **kwargs)
+        if timeout:
+            response = type(me)._send_single_request(me, request, *timeout)
+        else:
+            response = type(me)._send_single_request(me, request)
         try:
             if type(response.stream._stream).close is inherited:
                 return response
@@ -228,11 +238,10 @@ def _swallowed_cancel(exc: BaseException) -> Optional[BaseException]:
 
 
 def _guard_response(response: Any, kind: Any, settings: Settings) -> bool:
-    """Guard the close of `response`, unless that is done or it has none; tell if it is guarded."""
+    """Guard the close of `response`, unless that is done; tell if it is guarded."""
     try:
         stream = response.stream
-        inner = type(getattr(stream, "_stream", None))
-        if getattr(inner, kind.method, inner) is kind.inherited or response.is_closed:
+        if response.is_closed:
             return False
         if _guard_of(response) is not None:
             return True
@@ -271,8 +280,7 @@ class _GuardedStream:
 
 class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):  # type: ignore[misc]
     is_async = True
-    method = "aclose"
-    inherited = getattr(_AsyncByteStream, method, None)  # By streams that have no close.
+    inherited = getattr(_AsyncByteStream, "aclose", None)  # By streams that have no close.
 
     def __aiter__(self) -> Any:
         return self._stream.__aiter__()
@@ -317,8 +325,7 @@ class AsyncGuardedStream(_GuardedStream, _AsyncByteStream):  # type: ignore[misc
 
 class SyncGuardedStream(_GuardedStream, _SyncByteStream):  # type: ignore[misc]
     is_async = False
-    method = "close"
-    inherited = getattr(_SyncByteStream, method, None)
+    inherited = getattr(_SyncByteStream, "close", None)
 
     def __iter__(self) -> Any:
         return iter(self._stream)
