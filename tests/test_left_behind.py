@@ -611,6 +611,20 @@ class Stream(AsyncStreamBase):
         pass
 
 
+def test_an_exchange_may_be_asked_for_by_keywords():
+    """By a subclass, say, that sends in a way of its own."""
+
+    async def main():
+        async with httpx.AsyncClient(transport=Transport()) as client:
+            await client.get("http://custom.test")
+            options = {"timeout": client.timeout} if compat.HTTPX < (0, 20) else {}
+            request = client.build_request("GET", "http://custom.test")
+            response = await client._send_single_request(request=request, **options)
+            await response.aclose()
+
+    run(main)
+
+
 def test_no_response_is_remembered():
     async def main():
         async with httpx.AsyncClient(transport=Transport()) as client:

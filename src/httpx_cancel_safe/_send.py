@@ -157,13 +157,13 @@ def _watch(client: Any, settings: Settings) -> Any:
     """
     inherited, modules = AsyncGuardedStream.inherited, sys.modules
 
-    async def guard(request: Any, *timeout: Any) -> Any:
+    async def guard(request: Any, *args: Any, **kwargs: Any) -> Any:
         scope = None
         if "trio" in modules or "anyio._backends._asyncio" in modules:  # Else there are none.
             scope = _closing.innermost_scope()
         me = client()
-        if timeout:  # Up to httpx 0.19.
-            response = await type(me)._send_single_request(me, request, *timeout)
+        if args or kwargs:  # A timeout, up to httpx 0.19.
+            response = await type(me)._send_single_request(me, request, *args, **kwargs)
         else:
             response = await type(me)._send_single_request(me, request)
         try:
@@ -185,10 +185,10 @@ def _watch_sync(client: Any, settings: Settings) -> Any:
     """Return the same for a sync client, whose closes may raise in place of what went wrong."""
     inherited = SyncGuardedStream.inherited
 
-    def guard(request: Any, *timeout: Any) -> Any:
+    def guard(request: Any, *args: Any, **kwargs: Any) -> Any:
         me = client()
-        if timeout:
-            response = type(me)._send_single_request(me, request, *timeout)
+        if args or kwargs:
+            response = type(me)._send_single_request(me, request, *args, **kwargs)
         else:
             response = type(me)._send_single_request(me, request)
         try:
