@@ -3,6 +3,7 @@
 import os
 import pathlib
 import platform
+import sys
 
 import pytest
 
@@ -32,8 +33,9 @@ if RELEASE < (0, 15) or not hasattr(httpx, "AsyncClient"):
     collect_ignore = [test.name for test in tests if test.name not in without_client]
 
 
-# Minutes a cell: the whole sweep, the chaos and the soak run where SLOW=1 asks for them.
-SLOW_FILES = ("test_soak.py",)
+# Minutes a cell: the whole sweep, the chaos and the soak run where SLOW=1 asks for them. The soak runs
+# on Python 3.9, too: in one cell for each generation of httpcore.
+SLOW_FILES = () if sys.version_info[:2] == (3, 9) else ("test_soak.py",)
 QUICK = {
     "test_bystanders.py": ("test_neighbour", "test_newcomer"),
     "test_cancel_sweep.py": ("test_http1[", "test_uvloop[", "test_safe_client", "test_without", "test_idle"),
