@@ -1,5 +1,6 @@
 """The report header, and a net that never outlives a test."""
 
+import asyncio
 import os
 import pathlib
 import platform
@@ -32,6 +33,9 @@ if RELEASE < (0, 15) or not hasattr(httpx, "AsyncClient"):
     without_client = ("test_auto.py", "test_releases.py", "test_report.py", "test_service.py")
     collect_ignore = [test.name for test in tests if test.name not in without_client]
 
+
+# Where a thread has never been told its loop, sniffio on Python 3.6 has one made that nobody closes.
+asyncio.set_event_loop(None)
 
 # Minutes a cell: the whole sweep, the chaos and the soak run where SLOW=1 asks for them. The soak runs
 # on Python 3.9, too: in one cell for each generation of httpcore.
