@@ -625,6 +625,21 @@ def test_an_exchange_may_be_asked_for_by_keywords():
     run(main)
 
 
+@pytest.mark.skipif(compat.HTTPX < (0, 20), reason="httpx makes the responses itself")
+def test_a_response_that_its_transport_has_read_needs_no_guard():
+    class Reading(httpx.AsyncBaseTransport if compat.HTTPX >= (0, 18) else object):
+        async def handle_async_request(self, request):
+            response = httpx.Response(200, stream=Stream(), request=request)
+            await response.aread()
+            return response
+
+    async def main():
+        async with httpx.AsyncClient(transport=Reading()) as client:
+            assert _send._guard_of(await client.get("http://custom.test")) is None
+
+    run(main)
+
+
 def test_no_response_is_remembered():
     async def main():
         async with httpx.AsyncClient(transport=Transport()) as client:
