@@ -1,19 +1,14 @@
 """Several threads, event loops and processes: none of them loses anything, or waits, for another."""
 
-import ast
-import asyncio
-import collections
-import contextlib
 import logging
 import multiprocessing
 import os
-import pathlib
+import random
 import socket
 import sys
 import sysconfig
 import threading
 import time
-import types
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,41 +16,24 @@ import httpx
 import pytest
 
 import httpx_cancel_safe
-from httpx_cancel_safe import _patch, _stats
 
 from .support import compat
-from .support.cancelling import cancelled_at, run, ways_on
-from .support.custom import AsyncAdapter
-from .support.scenarios import SCENARIOS, expect
-from .support.sweep import Noise, no_gc, target
+from .support.custom import Abort
+from .support.noise import Noise, no_gc
+from .support.scenarios import expect, get, redirect, stream
+from .support.stepping import at_once, cancelled_at, passes, run, ways_on
+from .support.sweep import target
+from .support.transports import Body, SyncAnswers
 
-pytestmark = pytest.mark.skipif(compat.FIXED, reason="httpx %s needs no net" % httpx.__version__)
-
-CLASSES = (httpx._client.AsyncClient, httpx._client.Client)
-MOST_POINTS = 200
+pytestmark = pytest.mark.skipif(compat.FIXED, reason="nothing is patched on httpx %s" % httpx.__version__)
 
 
 @pytest.fixture
 def noise():
-    """What Python, the loops and the net complain about: nothing."""
+    """What Python, the loops and the library complain about: nothing."""
     with Noise() as heard, no_gc():
         yield heard
     assert heard.take() == []
-
-
-@contextlib.contextmanager
-def all_counted(caplog):
-    """Each rescue is logged where it is counted: what the log has more was lost."""
-    before = httpx_cancel_safe.stats()
-    with caplog.at_level(logging.DEBUG, "httpx_cancel_safe"):
-        yield
-    after = httpx_cancel_safe.stats()
-    debug = [record for record in caplog.records if record.levelno == logging.DEBUG]
-    phases = collections.Counter(record.args[2] for record in debug)
-    counted = {phase: count - before.by_phase[phase] for phase, count in after.by_phase.items()}
-    assert counted == {phase: phases[phase] for phase in counted}
-    assert after.released - before.released == len(debug) > 0
-    assert (after.failed, after.timed_out) == (before.failed, before.timed_out)
 
 
 @pytest.fixture
@@ -67,197 +45,78 @@ def hasty():
     sys.setswitchinterval(interval)
 
 
-def at_once(*functions):
-    """Run functions in threads of their own that start together; return what they returned."""
-    barrier = threading.Barrier(len(functions))
-
-    def start(function):
-        barrier.wait()
-        return function()
-
-    with ThreadPoolExecutor(len(functions)) as threads:
-        return list(threads.map(start, functions))
-
-
-async def cancel_everywhere(client, url, name, way):
+async def cancel_everywhere(client, url, way):
     """Cancel a request at each point where it suspends, on one client; how many there were."""
-    for k in range(1, MOST_POINTS):
-        if not await cancelled_at(k, SCENARIOS[name](client, url), way):
+    for k in range(1, 200):
+        if not await cancelled_at(k, redirect(client, url), way):
             return k - 1
     raise AssertionError("the scenario has no end")
 
 
 @pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has a GIL")
 def test_free_threaded_python_stays_so():
-    """What is imported could switch the GIL on; then the tests below would show less."""
+    """What is imported could switch the GIL on; then the tests here would show less."""
     assert not sys._is_gil_enabled()
 
 
-# -- Loops -------------------------------------------------------------------------------------
-
-
-async def nothing():
-    pass
-
-
-def import_backends(noise, backends):
-    """Import what anyio needs for them: it is not up to two threads that come first."""
-    for backend in set(backends):
-        run(noise, backend, nothing)
-
-
 @pytest.mark.parametrize("backends", [["asyncio"] * 4, ["asyncio", "trio"] * 2], ids="-".join)
-def test_every_loop_has_its_pool_whole_and_every_rescue_is_counted(backends, servers, noise, hasty, caplog):
+def test_every_loop_has_its_pool_whole_and_every_request_is_counted(backends, servers, noise, hasty, caplog):
+    """Each request that was cleaned up after is logged where it is counted."""
     if "trio" in backends and compat.trio_problem():
         pytest.skip(compat.trio_problem())
-    import_backends(noise, backends)
+    for backend in set(backends):
+        run(noise, backend, passes)  # What anyio imports is not up to threads that come first at once.
     url, _, factory = target(servers, httpx.AsyncClient)
 
     def thread(backend):
         async def main():
             client = factory()
             points = 0
-            for name in ("redirect", "stream-left"):
-                for way in ways_on(backend):
-                    points += await cancel_everywhere(client, url, name, way)
+            for way in ways_on(backend):
+                points += await cancel_everywhere(client, url, way)
             expect(await client.get(url + "/get"))
             await client.aclose()  # Raises where a request is still in flight.
             return points
 
         return lambda: run(noise, backend, main)
 
-    with httpx_cancel_safe.patched(), all_counted(caplog):
-        points = at_once(*[thread(backend) for backend in backends])
-    assert min(points) > 10
-    assert servers.plain.wait_closed_to(0, 5)
-
-
-@pytest.fixture
-def step_by_step():
-    """Threads that start now take turns at every step of the counting."""
-
-    def take_turns(frame, event, argument):
-        if frame.f_globals is vars(_stats):
-            frame.f_trace_opcodes = True
-            time.sleep(0.0001)
-            return take_turns
-
-    threading.settrace(take_turns)
-    yield
-    threading.settrace(None)
-
-
-@pytest.mark.skipif(sys.version_info < (3, 7), reason="Python 3.6 traces no single steps")
-def test_counting_loses_nothing(step_by_step):
-    def count():
-        for _ in range(10):
-            _stats.count("released", "reading")
-
     before = httpx_cancel_safe.stats()
-    at_once(*[count] * 4)
+    with httpx_cancel_safe.patched(), caplog.at_level(logging.DEBUG, "httpx_cancel_safe"):
+        points = at_once(*[thread(backend) for backend in backends])
+    assert min(points) > 5
     after = httpx_cancel_safe.stats()
-    assert after.released - before.released == 40
-    assert after.by_phase["reading"] - before.by_phase["reading"] == 40
+    logged = [record for record in caplog.records if record.levelno == logging.DEBUG]
+    assert after.released - before.released == len(logged) > 0
+    assert (after.failed, after.timed_out) == (before.failed, before.timed_out)
+    assert servers.plain.gone(seconds=5)
 
 
-# -- Threads on one sync client ----------------------------------------------------------------
-
-
-class Abort(BaseException):
-    """What a hook or a socket may throw: not an Exception, as KeyboardInterrupt."""
-
-
-class _Due(threading.local):
-    left = 0  # Blocking calls of this thread up to the one that is interrupted.
-
-
-@pytest.fixture
-def due(monkeypatch):
-    due = _Due()
-
-    def interrupting(original):
-        def call(sock, *args):
-            if due.left:
-                due.left -= 1
-                if not due.left:
-                    raise Abort
-            return original(sock, *args)
-
-        return call
-
-    for name in ("connect", "send", "sendall", "recv"):
-        monkeypatch.setattr(socket.socket, name, interrupting(getattr(socket.socket, name)))
-    return due
-
-
-def abort(response):
-    if "x-abort" in response.request.headers:
+def aborted_requests(number):
+    def abort(response):
         raise Abort
 
-
-def test_threads_share_a_sync_client(servers, noise, hasty, due, caplog):
-    """Some requests end in exceptions, the others share the pool with them, and all succeed."""
-    url = servers.plain.url
-    client = httpx.Client(
-        limits=httpx.Limits(max_connections=2, max_keepalive_connections=2),
-        timeout=httpx.Timeout(20.0),
-        trust_env=False,
-        # httpcore's sync pools close an idle connection that another thread has just got.
-        headers={"connection": "close"},
-        event_hooks={"response": [abort]},
-    )
-    aborted = []
-
-    def interrupted():
-        for k in list(range(1, 8)) * 4:
-            due.left = k
-            try:
-                expect(client.get(url + "/get"))
-            except Abort:
-                aborted.append(k)
-            due.left = 0
-
-    def hooked():
-        for path in ["/get", "/chunked"] * 12:
+    with httpx.Client(transport=SyncAnswers(Body())) as client:
+        client.cookies.extract_cookies = abort
+        for _ in range(number):
             with pytest.raises(Abort):
-                client.get(url + path, headers={"x-abort": "1"})
-            aborted.append(path)
-
-    def bystander():
-        for _ in range(30):
-            expect(client.get(url + "/get"))
-
-    with httpx_cancel_safe.patched(), all_counted(caplog):
-        at_once(interrupted, hooked, bystander, interrupted, hooked, bystander)
-        # Both places can be had.
-        with client.stream("GET", url + "/get"), client.stream("GET", url + "/get"):
-            pass
-        client.close()
-    assert len(aborted) > 60
-    assert servers.plain.wait_closed_to(0, 5)
-
-
-# -- Patching under load -----------------------------------------------------------------------
+                client.get("http://custom.test")
 
 
 def sends():
-    return [vars(cls)["send"] for cls in CLASSES]
+    return [vars(kind)["send"] for kind in (httpx._client.AsyncClient, httpx._client.Client)]
 
 
 def test_patching_and_unpatching_harm_no_request(servers, noise, hasty):
-    import_backends(noise, ["asyncio"])
+    run(noise, "asyncio", passes)  # What anyio imports is not up to threads that come first at once.
     url, _, factory = target(servers, httpx.AsyncClient)
-    # What is cancelled needs a net of its own, or it loses its connection in between.
+    # What is cancelled needs a guard of its own, or it loses its connection in between.
     safe_factory = target(servers, httpx_cancel_safe.SafeAsyncClient)[2]
-    own = sends()
-    over = threading.Event()
-    rounds = []
+    own, over, rounds = sends(), threading.Event(), []
 
     def toggle():
         while not over.is_set():
             assert httpx_cancel_safe.patch() is True
             assert httpx_cancel_safe.is_patched()
-            assert [send.__wrapped__ for send in sends()] == own  # And not wrapped twice.
             httpx_cancel_safe.unpatch()
             assert not httpx_cancel_safe.is_patched()
             assert sends() == own
@@ -266,29 +125,83 @@ def test_patching_and_unpatching_harm_no_request(servers, noise, hasty):
     async def main():
         client, safe = factory(), safe_factory()
         for way in ways_on("asyncio"):
-            await cancel_everywhere(safe, url, "redirect", way)
-            for name in ("get", "redirect", "stream"):
-                await SCENARIOS[name](client, url)
+            await cancel_everywhere(safe, url, way)
+            for scenario in (get, redirect, stream):
+                await scenario(client, url)
         expect(await safe.get(url + "/get"))
         await safe.aclose()
         await client.aclose()
 
-    def worker():
-        run(noise, "asyncio", main)
-
     def workers():
         try:
-            at_once(worker, worker, worker)
+            at_once(*[lambda: run(noise, "asyncio", main)] * 3)
         finally:
             over.set()
 
     at_once(toggle, workers)
     assert len(rounds) > 10
     assert sends() == own
-    assert servers.plain.wait_closed_to(0, 5)
+    assert servers.plain.gone(seconds=5)
 
 
-# -- Forks -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("threads, limit, path", [(4, 8, "/get"), (16, 2, "/close")])
+def test_threads_that_share_a_new_connection_go_on_if_it_cannot_do_http2(servers, monkeypatch, threads, limit, path):
+    """On httpcore before 0.13.4 and from 0.14 on they all wait for it, as it might be HTTP/2."""
+    connect = socket.create_connection
+
+    def connect_slowly(*args, **kwargs):
+        time.sleep(0.02)
+        return connect(*args, **kwargs)
+
+    def work():
+        for _ in range(5):
+            found.append(client.get(servers.plain.url + path).status_code)
+
+    monkeypatch.setattr(socket, "create_connection", connect_slowly)
+    interval, found = sys.getswitchinterval(), []
+    sys.setswitchinterval(1e-5)
+    try:
+        with httpx_cancel_safe.patched():
+            with compat.make_client(httpx.Client, True, limit=limit, http2=True, pool_timeout=20) as client:
+                at_once(*[work] * threads)
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == [200] * 5 * threads
+    assert servers.plain.gone(seconds=5)
+
+
+def test_a_response_that_is_open_when_the_pool_is_guarded_gives_its_connection_back(servers):
+    with compat.make_client(httpx.Client, True, limit=2) as client:
+        kind = type(compat.pool_of(client))
+        with client.stream("GET", servers.plain.url + "/get") as response:
+            with httpx_cancel_safe.patched():
+                client.get(servers.plain.url + "/get")
+            response.read()
+        with httpx_cancel_safe.patched():
+            client.get(servers.plain.url + "/get")
+        client.get(servers.plain.url + "/get")
+        assert type(compat.pool_of(client)) is kind
+    assert servers.plain.gone(seconds=5)
+
+
+def test_patching_from_eight_threads_at_once_makes_one_guard(request):
+    """They take turns at every line of the library: they meet wherever they can."""
+    dice = random.Random(0)  # Not in step: two may stand at different lines.
+
+    def take_turns(frame, event, argument):
+        if frame.f_globals.get("__name__", "").startswith("httpx_cancel_safe"):
+            time.sleep(dice.choice([0, 0.0001, 0.0005]))
+            return take_turns
+
+    own = sends()
+    request.addfinalizer(lambda: threading.settrace(None))
+    threading.settrace(take_turns)
+    assert at_once(*[httpx_cancel_safe.patch] * 8) == [True] * 8
+    once = sends()
+    httpx_cancel_safe.patch()
+    assert sends() == once
+    at_once(*[httpx_cancel_safe.unpatch] * 8)
+    assert sends() == own
 
 
 @pytest.fixture
@@ -314,34 +227,34 @@ def in_child():
 def test_a_child_goes_on_with_clients_of_its_own(servers, noise, in_child):
     url, _, factory = target(servers, httpx.AsyncClient)
 
-    async def use_new_client():
-        client = factory()
+    async def use(make):
+        client = make()
         for way in ways_on("asyncio"):
-            assert await cancel_everywhere(client, url, "redirect", way) > 3
-        await client.aclose()
+            assert await cancel_everywhere(client, url, way) > 3
+        return client
+
+    async def in_new_loop():
+        await (await use(factory)).aclose()
 
     def child():
         before = httpx_cancel_safe.stats().released
-        run(noise, "asyncio", use_new_client)
+        run(noise, "asyncio", in_new_loop)
         assert httpx_cancel_safe.stats().released > before
-        assert httpx_cancel_safe.is_patched()
         httpx_cancel_safe.unpatch()
         assert not httpx_cancel_safe.is_patched()
         assert noise.take() == []
 
     async def parent():
-        client = factory()
-        await cancel_everywhere(client, url, "redirect", "once")
+        client = await use(factory)
         before = httpx_cancel_safe.stats()
         in_child(child)
         assert httpx_cancel_safe.stats() == before
-        await cancel_everywhere(client, url, "redirect", "once")
-        await client.aclose()
+        await (await use(lambda: client)).aclose()
 
     with httpx_cancel_safe.patched():
         run(noise, "asyncio", parent)
         assert httpx_cancel_safe.is_patched()
-    assert servers.plain.wait_closed_to(0, 5)
+    assert servers.plain.gone(seconds=5)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 7), reason="Python 3.6 tells nobody of a fork")
@@ -352,15 +265,14 @@ def test_a_fork_waits_for_who_counts_or_patches(held, in_child, hasty):
 
     def busy():
         while not over.is_set():
+            httpx_cancel_safe.patch()
             if held == "stats":
-                _stats.count("released", "reading")
+                aborted_requests(5)
             else:
-                httpx_cancel_safe.patch()
                 httpx_cancel_safe.unpatch()
 
     def child():
-        now = httpx_cancel_safe.stats()
-        assert now.released == sum(now.by_phase.values())
+        httpx_cancel_safe.stats()
         assert len({hasattr(send, "__wrapped__") for send in sends()}) == 1
         httpx_cancel_safe.patch()
         assert httpx_cancel_safe.is_patched()
@@ -368,75 +280,30 @@ def test_a_fork_waits_for_who_counts_or_patches(held, in_child, hasty):
     with ThreadPoolExecutor(1) as threads:
         thread = threads.submit(busy)
         try:
-            for _ in range(20):
+            for _ in range(10):
                 in_child(child)
         finally:
             over.set()
         thread.result()
-    httpx_cancel_safe.unpatch()
-
-
-# -- Locks -------------------------------------------------------------------------------------
 
 
 def test_a_signal_handler_or_a_finalizer_may_ask_at_any_time(in_child):
     def ask(frame, event, argument):
         """What may run between any two lines of a thread."""
-        if frame.f_globals.get("__name__") in (_stats.__name__, _patch.__name__):
-            _stats.count("failed")
+        if frame.f_globals.get("__name__", "").startswith("httpx_cancel_safe"):
+            sys.settrace(None)
             httpx_cancel_safe.stats()
             httpx_cancel_safe.is_patched()
+            sys.settrace(ask)
             return ask
 
     def child():  # In the same process it would keep the locks if it hung.
-        sys.settrace(ask)
-        _stats.count("failed")
-        httpx_cancel_safe.stats()
         httpx_cancel_safe.patch()
-        httpx_cancel_safe.is_patched()
+        sys.settrace(ask)
+        aborted_requests(2)
+        httpx_cancel_safe.stats()
         httpx_cancel_safe.unpatch()
+        httpx_cancel_safe.patch()
         sys.settrace(None)
 
     in_child(child)
-
-
-def test_no_lock_is_held_over_an_await():
-    waits = (ast.Await, ast.Yield, ast.YieldFrom, ast.AsyncFor, ast.AsyncWith)
-    held = []
-    for file in pathlib.Path(httpx_cancel_safe.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            # Locks are taken by `with` alone.
-            assert not (isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "acquire")
-            if isinstance(node, (ast.With, ast.AsyncWith)) and any(
-                "lock" in ast.dump(item.context_expr) for item in node.items
-            ):
-                inside = [inner for line in node.body for inner in ast.walk(line)]
-                assert not any(isinstance(inner, waits) for inner in inside), (file, node.lineno)
-                held.append(node)
-    assert len(held) > 4
-
-
-def test_anyio_may_be_on_its_way_in_another_thread(monkeypatch):
-    """Its backend stands among the modules before its names are there."""
-    at_hand = types.ModuleType("anyio._backends._asyncio")
-    monkeypatch.setitem(sys.modules, at_hand.__name__, at_hand)
-    begun = []
-
-    class Transport(AsyncAdapter):
-        async def exchange(self, asked):
-            begun.append(asked)
-            await asyncio.Event().wait()
-
-    async def main():
-        async with httpx.AsyncClient(transport=Transport()) as client:
-            task = asyncio.ensure_future(client.get("http://custom.test"))
-            while not begun and not task.done():
-                await asyncio.sleep(0)
-            task.cancel()
-            await asyncio.wait([task])
-            assert task.cancelled(), task.exception()
-
-    loop = asyncio.new_event_loop()
-    with httpx_cancel_safe.patched():
-        loop.run_until_complete(main())
-    loop.close()

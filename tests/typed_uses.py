@@ -12,19 +12,17 @@ import httpx
 
 import httpx_cancel_safe
 import httpx_cancel_safe.auto
-from httpx_cancel_safe import SafeAsyncClient, SafeClient, Stats, UnsupportedHTTPXError
+from httpx_cancel_safe import SafeAsyncClient, SafeClient, Stats, Status, UnsupportedHTTPXError
 
 P = ParamSpec("P")
 
 
 def takes_the_same(one: Callable[P, object], other: Callable[P, object]) -> None:
-    """Refuse two callables unless each takes what the other takes."""
+    """Refuse two callables unless the second takes what the first takes."""
 
 
 async def use_async_client(plain: httpx.AsyncClient, safe: SafeAsyncClient) -> None:
     kind: Type[httpx.AsyncClient] = SafeAsyncClient
-    instance: httpx.AsyncClient = kind(timeout=1, http2=True, base_url="http://service.test")
-    instance = safe
     not_safe: SafeAsyncClient = plain  # type: ignore[assignment]
     SafeAsyncClient(close_timeout=1)  # type: ignore[call-arg]
 
@@ -35,21 +33,17 @@ async def use_async_client(plain: httpx.AsyncClient, safe: SafeAsyncClient) -> N
     takes_the_same(plain.stream, safe.stream)
     takes_the_same(safe.stream, plain.stream)
 
-    assert_type(httpx_cancel_safe.SafeAsyncClient(), SafeAsyncClient)
     async with safe as entered:
         assert_type(entered, SafeAsyncClient)
-    assert_type(await safe.get("/"), httpx.Response)
     assert_type(await safe.send(safe.build_request("GET", "/"), stream=True), httpx.Response)
     async with safe.stream("GET", "/") as response:
         assert_type(response, httpx.Response)
     await safe.send("GET")  # type: ignore[arg-type]
-    del instance, not_safe
+    del kind, not_safe
 
 
 def use_client(plain: httpx.Client, safe: SafeClient) -> None:
     kind: Type[httpx.Client] = SafeClient
-    instance: httpx.Client = kind(timeout=1, http2=True, base_url="http://service.test")
-    instance = safe
     not_safe: SafeClient = plain  # type: ignore[assignment]
     SafeClient(close_timeout=1)  # type: ignore[call-arg]
 
@@ -60,32 +54,13 @@ def use_client(plain: httpx.Client, safe: SafeClient) -> None:
     takes_the_same(plain.stream, safe.stream)
     takes_the_same(safe.stream, plain.stream)
 
-    assert_type(httpx_cancel_safe.SafeClient(), SafeClient)
     with safe as entered:
         assert_type(entered, SafeClient)
-    assert_type(safe.get("/"), httpx.Response)
+    assert_type(safe.send(safe.build_request("GET", "/"), stream=True), httpx.Response)
     with safe.stream("GET", "/") as response:
         assert_type(response, httpx.Response)
     safe.send("GET")  # type: ignore[arg-type]
-    del instance, not_safe
-
-
-def use_patch() -> None:
-    assert_type(httpx_cancel_safe.patch(), bool)
-    assert_type(httpx_cancel_safe.patch(close_timeout=5.0), bool)
-    httpx_cancel_safe.patch(close_timeout=5)
-    httpx_cancel_safe.patch(5.0)  # type: ignore[call-arg]
-    httpx_cancel_safe.patch(close_timeout="5")  # type: ignore[arg-type]
-    httpx_cancel_safe.patch(close_timeout=None)  # type: ignore[arg-type]
-
-    assert_type(httpx_cancel_safe.is_patched(), bool)
-    assert_type(httpx_cancel_safe.unpatch(), None)
-
-    with httpx_cancel_safe.patched() as in_place:
-        assert_type(in_place, bool)
-    with httpx_cancel_safe.patched(close_timeout=1):
-        pass
-    httpx_cancel_safe.patched(1.0)  # type: ignore[call-arg]
+    del kind, not_safe
 
 
 @httpx_cancel_safe.patched()
@@ -93,25 +68,30 @@ def use_decorator(number: int) -> str:
     return str(number)
 
 
-def use_stats() -> None:
+def use_the_rest(module: ModuleType, error: UnsupportedHTTPXError) -> None:
+    assert_type(httpx_cancel_safe.patch(), bool)
+    assert_type(httpx_cancel_safe.patch(close_timeout=5), bool)
+    httpx_cancel_safe.patch(5.0)  # type: ignore[call-arg]
+    httpx_cancel_safe.patch(close_timeout="5")  # type: ignore[arg-type]
+    httpx_cancel_safe.patch(close_timeout=None)  # type: ignore[arg-type]
+    assert_type(httpx_cancel_safe.is_patched(), bool)
+    assert_type(httpx_cancel_safe.unpatch(), None)
+    with httpx_cancel_safe.patched(close_timeout=1) as in_place:
+        assert_type(in_place, bool)
+    httpx_cancel_safe.patched(1.0)  # type: ignore[call-arg]
+    assert_type(use_decorator(1), str)
+
     stats = httpx_cancel_safe.stats()
     assert_type(stats, Stats)
-    assert_type(stats.released, int)
-    assert_type(stats.failed, int)
-    assert_type(stats.timed_out, int)
+    assert_type((stats.released, stats.failed, stats.timed_out), tuple[int, int, int])
     assert_type(stats.by_phase, Dict[str, int])
     stats.released = 0  # type: ignore[misc]
     stats.lost  # type: ignore[attr-defined]
+    assert_type(httpx_cancel_safe.status(), Status)
 
-
-def use_the_rest(module: ModuleType) -> None:
-    assert_type(use_decorator(1), str)
     assert_type(httpx_cancel_safe.auto.patch_on_import(module), None)
     assert_type(httpx_cancel_safe.__version__, str)
     # The module makes the clients when they are asked for: it must not hide a slip of the pen.
     httpx_cancel_safe.SafeAsynClient  # type: ignore[attr-defined]
-    try:
-        httpx_cancel_safe.patch()
-    except UnsupportedHTTPXError as exc:
-        error: RuntimeError = exc
-        del error
+    also_old: RuntimeError = error
+    del also_old

@@ -1,27 +1,19 @@
 """Cancelled httpx requests give their connections back, on httpx 0.15.0 to 0.22.0."""
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"
 
 import sys
 import types
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, List
 
-from ._patch import client_class, is_patched, patch, patched, unpatch
+from ._patch import Status, is_patched, patch, patched, status, unpatch
 from ._releases import UnsupportedHTTPXError
 from ._stats import Stats, stats
 
 __all__ = [
-    "SafeAsyncClient",
-    "SafeClient",
-    "Stats",
-    "UnsupportedHTTPXError",
-    "is_patched",
-    "patch",
-    "patched",
-    "stats",
-    "unpatch",
+    "SafeAsyncClient", "SafeClient", "Stats", "Status", "UnsupportedHTTPXError",
+    "is_patched", "patch", "patched", "stats", "status", "unpatch",
 ]
-
 
 if TYPE_CHECKING:
     from ._clients import SafeAsyncClient as SafeAsyncClient
@@ -29,14 +21,19 @@ if TYPE_CHECKING:
 
 
 class _Module(types.ModuleType):
-    """Makes the client classes when they are asked for: that is what needs httpx."""
+    """Creates the client classes on first access: only they need httpx."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("SafeAsyncClient", "SafeClient"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from ._patch import client_class
+
         client = client_class(name)
         setattr(self, name, client)
         return client
+
+    def __dir__(self) -> List[str]:
+        return __all__ + [name for name in vars(self) if name.startswith("__")]
 
 
 sys.modules[__name__].__class__ = _Module

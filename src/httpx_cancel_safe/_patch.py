@@ -1,161 +1,168 @@
 """Put the guards on httpx's classes, and take them off again."""
 
 import contextlib
+import functools
+import inspect
 import os
 import sys
-import types
+import time
 import warnings
-import weakref
-from typing import Any, Iterator, List, Optional
+from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
 
+import wrapt
+
+from . import _stats
+from ._calls import Settings, check_close_timeout
 from ._releases import UnsupportedHTTPXError, is_affected
-from ._stats import lock_across_forks, logger
+from ._stats import Stats, lock, logger, stats
 
 SWITCH = "HTTPX_CANCEL_SAFE"
 
-_lock = lock_across_forks()
-_settings: Any = None  # Of all guards; made once, as some stay in foreign hands.
-# The guards that `patch()` made. Some tools bring an older one back: it works as well.
-_made: Any = weakref.WeakSet()
+_settings = Settings(5.0, active=False)  # Shared by all guards, as other tools may bring old ones back.
+_since: Optional[float] = None
+auto_is_cancelled = False  # By an unpatch() before httpx was imported.
 
 
 def read_switch() -> Optional[bool]:
-    """Return False if HTTPX_CANCEL_SAFE switches the net off, None if it means nothing."""
+    """Return False if HTTPX_CANCEL_SAFE switches the patch off, True if not, None if its value is unknown."""
     value = os.environ.get(SWITCH, "").strip().lower()
     if value in ("0", "false", "no", "off"):
         return False
     return True if value in ("", "1", "true", "yes", "on") else None
 
 
-def switched_off() -> bool:
-    """Tell whether the environment wants no net. Warns if it cannot be understood."""
-    switch = read_switch()
-    if switch is None:
-        # Not logged: who reaches for this switch must see it, whatever logging does.
-        warnings.warn(
-            f"{SWITCH}={os.environ[SWITCH]!r} is neither on nor off, so the net is on: 0 switches it off",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return switch is False
-
-
 def import_httpx() -> Any:
-    """Return httpx; say what is missing where it cannot be imported."""
+    """Return httpx. If the module `cgi` is missing, the error says what to install."""
     try:
         import httpx
     except ImportError as exc:
-        if getattr(exc, "name", None) == "cgi":
-            raise ImportError(
-                "httpx before 0.24 needs the module 'cgi', which Python 3.13 no longer "
-                "has: `pip install legacy-cgi` brings it back",
-                name="cgi",
-            ) from exc
+        if exc.name == "cgi":  # Gone from Python 3.13.
+            exc.msg += ", which httpx before 0.24 needs: pip install legacy-cgi"
         raise
     return httpx
 
 
-def check_close_timeout(value: Any) -> float:
-    """Return `value` in seconds. Raises TypeError or ValueError for what is no time."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(
-            f"close_timeout must be a number of seconds, not {value!r}"
-        )
-    if not 0 < value < float("inf"):
-        raise ValueError(
-            f"close_timeout must be finite and above 0 seconds, not {value!r}"
-        )
-    return float(value)
+def is_needed() -> bool:
+    """Return whether clients need guards here: this httpx lacks the fix, and nobody has switched the guards off."""
+    switch = read_switch()
+    if switch is None:
+        # Not logged, as it must be seen even where logging is not configured.
+        text = f"{SWITCH}={os.environ[SWITCH]!r} is neither on nor off, so the patch is on: 0 switches it off"
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+    if switch is False:
+        logger.info("switched off by %s", SWITCH)
+        return False
+    version = import_httpx().__version__
+    if not is_affected(version):
+        logger.info("does nothing on httpx %s, which has the fix", version)
+        return False
+    return True
+
+
+class _Guard(wrapt.FunctionWrapper):  # type: ignore[type-arg]
+    """A guard that `patch()` puts on a class of httpx."""
+
+
+def _seams() -> List[Tuple[Any, str, Any]]:
+    """Return each class of httpx, the method to guard, and its wrapper."""
+    from . import _send
+
+    client = sys.modules["httpx._client"]  # Tools replace the names in httpx.
+    return [
+        (client.AsyncClient, "send", functools.partial(_send.send_async, _settings)),
+        (client.AsyncClient, "_transport_for_url", _send.transport_for),
+        (client.AsyncClient, "stream", _send.stream),
+        (client.Client, "send", functools.partial(_send.send_sync, _settings)),
+        (client.Client, "_transport_for_url", _send.transport_for),
+        (client.Client, "stream", _send.stream),
+    ]
 
 
 def patch(*, close_timeout: float = 5.0) -> bool:
-    """Put the net under every client of this process, also those made before.
+    """Guard every client of this process, including those made before.
 
     Args:
-        close_timeout: the limit of a clean-up in seconds, above 0.
+        close_timeout: the limit of a clean-up in seconds, above 0. It has no effect on sync clients, as nothing can
+            limit a close that blocks.
 
     Returns:
-        True if the net is in place; False if this httpx has the fix and needs none, or
-        if the environment says HTTPX_CANCEL_SAFE=0.
+        True if the guards are in place; False if this httpx has the fix and needs none, or if the environment says
+        HTTPX_CANCEL_SAFE=0.
 
     Raises:
         TypeError, ValueError: `close_timeout` is not such a number.
         UnsupportedHTTPXError: httpx is older than 0.15.0.
-        ImportError: httpx cannot be imported; says what would help, if known.
+        ImportError: httpx cannot be imported.
 
-    Safe from any thread and at any time; a second call changes the limit, no more.
-    Backports https://github.com/encode/httpx/pull/2156, and goes past it.
+    Safe from any thread and at any time. A second call changes the limit, and puts back guards that were taken off.
+    Backports https://github.com/encode/httpx/pull/2156, and goes beyond it.
     """
+    global _since
     seconds = check_close_timeout(close_timeout)
-    if switched_off():
-        logger.info("switched off by %s", SWITCH)
+    if not is_needed():
         return False
-    httpx = import_httpx()
-    if not is_affected(httpx.__version__):
-        return False
-    from . import _send
-
-    global _settings
-    with _lock:
-        was_active = is_wanted()
-        changed = not was_active
-        if _settings is None:
-            _settings = _send.Settings(seconds)
+    seams = _seams()
+    put_on = []
+    with lock:
+        was_active = _settings.active
         _settings.close_timeout = seconds
+        for owner, name, wrapper in seams:
+            current: Any = inspect.getattr_static(owner, name)
+            if not _is_guarded(current) and hasattr(current, "__get__"):  # A mock has no __get__.
+                setattr(owner, name, _Guard(current, wrapper, enabled=is_wanted))
+                put_on.append(f"{owner.__name__}.{name}")
         _settings.active = True
-        for owner, guard in (
-            (httpx._client.AsyncClient, _send.guard_async),
-            (httpx._client.Client, _send.guard_sync),
-        ):
-            current = owner.__dict__["send"]
-            if _is_guarded(current):
-                continue
-            if was_active:
-                logger.warning("%s had lost the net: somebody took it off", owner.__name__)
-            owner.send = guard(current, _settings)
-            _made.add(owner.send)
-            changed = True
-        if changed:
-            logger.info("in place for httpx %s", httpx.__version__)
+        if put_on or not was_active:
+            _since = time.time()
+    if put_on and was_active:
+        logger.warning("put back what another tool had taken off: %s", ", ".join(put_on))
+    if put_on or not was_active:
+        logger.info("in place for httpx %s", sys.modules["httpx"].__version__)
     return True
 
 
-def unpatch() -> None:
-    """Take the net away, and nothing else. Safe from any thread; a second call is none.
+def is_wanted() -> bool:
+    """Return whether `patch()` was called and not undone by `unpatch()`, whatever other tools have done since."""
+    return bool(_settings.active)
 
-    Where somebody has wrapped over ours, theirs stays, and ours lets everything pass.
+
+def unpatch() -> None:
+    """Take the guards off again, and nothing else. Safe from any thread; a second call does nothing.
+
+    Where another tool has wrapped a guard, its wrapper stays, and the guard passes every call through. A guarded pool
+    becomes a plain one with its next request, once no earlier one is under way. Before httpx is imported, this cancels
+    `httpx_cancel_safe.auto`.
     """
-    with _lock:
-        if _settings is None:
-            return
+    global auto_is_cancelled
+    with lock:
         _settings.active = False
-        # Kept until the class has forgotten it: Python calls what watches a dying attribute
-        # while other threads still find it, and crashes there.
-        taken_off = []
-        for owner in _classes():
-            while _is_ours(owner.__dict__["send"]):
-                taken_off.append(owner.__dict__["send"])
-                owner.send = taken_off[-1].__wrapped__
+        auto_is_cancelled = "httpx._client" not in sys.modules
+        if auto_is_cancelled or _since is None:
+            return
+        for owner, name, _ in _seams():
+            top = vars(owner).get(name)
+            if type(top) is wrapt.BoundFunctionWrapper:  # ddtrace's unpatch() leaves a guard in this form.
+                top = top._self_parent
+            if type(top) is _Guard:
+                below = top.__wrapped__
+                setattr(owner, name, below)
+                if any(vars(base).get(name) is below for base in owner.__mro__[1:]):
+                    delattr(owner, name)  # It was inherited.
 
 
 def is_patched() -> bool:
-    """Tell whether every request goes through the net, by the classes as they are now."""
-    with _lock:
-        return (
-            _settings is not None
-            and _settings.active
-            and all(_is_guarded(owner.__dict__["send"]) for owner in _classes())
-        )
-
-
-def is_wanted() -> bool:
-    """Tell whether the last word was `patch()`, whatever others did since."""
-    return _settings is not None and bool(_settings.active)
+    """Return whether every request goes through the guards, as the classes are now."""
+    with lock:
+        client = sys.modules.get("httpx._client")
+        if not _settings.active or client is None:
+            return False
+        # The other guards are only for responses of other transports.
+        return all(_is_guarded(vars(owner).get("send")) for owner in (client.AsyncClient, client.Client))
 
 
 @contextlib.contextmanager
 def patched(*, close_timeout: float = 5.0) -> Iterator[bool]:
-    """Have the net within a `with` block, and after it what was before. For tests.
+    """Patch within a `with` block, and restore what was before. For tests.
 
     Takes, yields and raises what `patch()` takes, returns and raises.
     """
@@ -172,56 +179,65 @@ def patched(*, close_timeout: float = 5.0) -> Iterator[bool]:
 
 def client_class(name: str) -> Any:
     """Return `SafeAsyncClient` or `SafeClient` as it is on this httpx."""
-    httpx = import_httpx()
-    version = httpx.__version__
-    try:
-        if switched_off() or not is_affected(version):
-            return getattr(httpx, name[len("Safe") :])
-    except UnsupportedHTTPXError:
-
-        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-            raise UnsupportedHTTPXError(version)
-
-        return type(name, (), {"__init__": __init__})
+    if not is_needed():
+        return getattr(import_httpx(), name[len("Safe") :])
     from . import _clients
 
     return getattr(_clients, name)
 
 
 def layers(function: Any) -> List[Any]:
-    """Return `function` and, from the outside in, what it wraps, whoever wrapped it.
+    """Return `function` and what it wraps, from the outside in, whoever wrapped it.
 
-    Tools keep what they wrap in `__wrapped__`, in wrapt's `_self_parent` or `__func__`,
-    or in the cells of a closure.
+    Tools keep what they wrap in `__wrapped__`, in wrapt's `_self_parent`, or in the cells of a closure.
     """
     found: List[Any] = []
     pending = [function]
     while pending and len(found) < 100:
         one = pending.pop(0)
-        if one is None or not callable(one) or any(one is other for other in found):
+        if not callable(one) or isinstance(one, type) or any(one is other for other in found):
             continue
         found.append(one)
-        for name in ("_self_parent", "__wrapped__", "__func__"):
-            pending.append(getattr(one, name, None))
+        pending += [getattr(one, name, None) for name in ("_self_parent", "__wrapped__")]
         for cell in getattr(one, "__closure__", None) or ():
-            try:
-                content = cell.cell_contents
-            except ValueError:
-                continue
-            if not isinstance(content, type):
-                pending.append(content)
+            with contextlib.suppress(ValueError):  # The cell is empty.
+                pending.append(cell.cell_contents)
     return found
 
 
-def _classes() -> List[Any]:
-    client = sys.modules["httpx._client"]
-    return [client.AsyncClient, client.Client]
-
-
-def _is_ours(function: Any) -> bool:
-    # By type(): wrapt's proxies say that they are what they wrap.
-    return type(function) is types.FunctionType and function in _made
-
-
 def _is_guarded(function: Any) -> bool:
-    return any(_is_ours(layer) for layer in layers(function))
+    # type(), as isinstance() sees what a wrapt proxy wraps.
+    return any(type(layer) is _Guard for layer in layers(function))
+
+
+class Status(NamedTuple):
+    """What is on in this process, as `status()` found it."""
+
+    httpx: Optional[str]  # The version, None before it is imported.
+    httpcore: Optional[str]
+    affected: Optional[bool]  # Whether this httpx needs the patch; None before it is imported, or if it is too old.
+    patched: bool  # What `is_patched()` says.
+    since: Optional[float]  # When `patch()` put the guards in place, in seconds since the epoch.
+    switched_off: bool  # Whether HTTPX_CANCEL_SAFE=0.
+    safe_clients: int  # How many clients of the Safe classes were made.
+    stats: Stats
+
+
+def status() -> Status:
+    """Return what is on in this process, however it was switched on. Imports nothing. Safe from any thread."""
+    httpx, httpcore = (getattr(sys.modules.get(name), "__version__", None) for name in ("httpx", "httpcore"))
+    affected = None
+    if httpx is not None:
+        with contextlib.suppress(UnsupportedHTTPXError):
+            affected = is_affected(httpx)
+    is_on = is_patched()
+    return Status(
+        httpx=httpx,
+        httpcore=httpcore,
+        affected=affected,
+        patched=is_on,
+        since=_since if is_on else None,
+        switched_off=read_switch() is False,
+        safe_clients=_stats.counts["safe_clients"],
+        stats=stats(),
+    )

@@ -1,1 +1,1 @@
-"""Benchmarks: run by hand; they print tables."""
+"""Benchmarks: run by hand, each prints a table. See `python -m tests.benchmarks --help`."""

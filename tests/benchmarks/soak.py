@@ -1,213 +1,177 @@
 """A hundred thousand cancelled requests in one process: does anything grow?
 
-    PYTHONPATH=src:. python -m tests.benchmarks.soak [--requests N] [--no-net]
+    python -m tests.benchmarks soak [--requests N] [--plain]
 
-Requests to a loopback server are cancelled in every phase, once, twice, by time-outs and by scopes,
-twenty at a time on a pool of ten, on asyncio and on trio where it works. After each tenth the tasks,
-the open files, the memory and the objects of each type are counted. After the first tenth they must
-stay as they are. At the end of each tenth an ordinary request must get an answer.
+Twenty workers send requests to three origins over a pool of 8 that keeps at most 5 idle connections, so that many are
+evicted, and cancel them after a random number of suspensions: once, often, by time-outs, scopes, failing groups, closed
+async generators and dropped coroutines, on asyncio and on trio. Twenty times in each tenth, when nothing is under way,
+the pool must list no request, and no connection that is not idle. After each tenth an ordinary request must succeed,
+and the tasks, open files, memory and objects are counted: after the first tenth they must stay as they are.
 """
 
-import argparse
 import asyncio
 import collections
 import contextlib
 import gc
 import os
 import random
-import subprocess
-import sys
-import time
 
 import anyio
 
-from ..support import compat
+from ..support import compat, stepping
 from ..support.compat import httpx
-from .serving import serve
+from . import common
 
 WORKERS = 20
-POOL = 10
-PATHS = ["/", "/hang", "/body", "/redirect", "/post"]
-LOST = 0.5  # Seconds after which a cancel has been swallowed, and is sent again.
-WAYS = ["once", "twice", "timeout", "scope"]
-
-Tenth = collections.namedtuple(
-    "Tenth", "cancelled finished failed lost answered tasks files memory objects failures seconds"
-)
-
-
-# -- The server --------------------------------------------------------------------------------
+CHECKS = 20  # In a tenth.
+PATHS = ["", "hang", "body", "redirect", "post"]
+WAYS = {
+    "asyncio": ["once", "often", "scope", "timeout", "group", "generator", "dropped"],
+    "trio": ["scope", "group", "generator"],
+}
 
 
 async def answer(reader, writer):
     while True:
-        head = await reader.readuntil(b"\r\n\r\n")
-        path = head.split(b" ", 2)[1]
-        if path == b"/hang":
-            await reader.read()
-            return
+        path = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)[1]
         if path == b"/redirect":
             writer.write(b"HTTP/1.1 302 Found\r\nLocation: /body\r\nContent-Length: 0\r\n\r\n")
-        elif path == b"/body":
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4096\r\n\r\nhalf of it")
+        elif path in (b"/hang", b"/body"):
+            writer.write(b"" if path == b"/hang" else b"HTTP/1.1 200 OK\r\nContent-Length: 4096\r\n\r\nhalf of it")
             await reader.read()
             return
         else:
-            if path == b"/post":
-                await reader.readexactly(4096)
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
-        await writer.drain()
+            await reader.readexactly(4096 if path == b"/post" else 0)
+            writer.write(common.ANSWER)
+
+
+def server():
+    return common.server("soak", ports=3)
+
+
+class Tenth:
+    """What happened in a tenth, and what there is after it.
+
+    "lost" are cancels that `asyncio.wait_for()` swallowed, up to Python 3.11 (cpython #86296), and that were sent
+    again. Where that happens to a scope's or a time-out's, the request fails later, with ReadTimeout.
+    """
+
+    def __init__(self):
+        self.cancelled = self.finished = self.lost = self.orphans = 0
+        self.failures = collections.Counter()
+        self.answered = True
+
+    def take_stock(self, loop):
+        with open("/proc/self/statm") as file:
+            self.memory = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        self.tasks, self.files = len(compat.all_tasks(loop)), len(os.listdir("/proc/self/fd"))
+        while gc.collect():  # What a finalizer lets go is garbage in the next pass.
+            pass
+        kinds = map(type, gc.get_objects())
+        self.objects = collections.Counter("%s.%s" % (kind.__module__, kind.__qualname__) for kind in kinds)
 
 
 @contextlib.contextmanager
-def server():
-    """A server in a process of its own, so that its sockets are not counted; its URL."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", __name__ if __name__ != "__main__" else __spec__.name, "--serve"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+def counted(counts):
+    counts.cancelled += 1
     try:
-        yield "http://127.0.0.1:%d" % int(process.stdout.readline())
-    finally:
-        process.stdin.close()
-        process.wait()
-        process.stdout.close()
-
-
-# -- The requests ------------------------------------------------------------------------------
-
-
-class Counts:
-    def __init__(self, to_cancel):
-        self.to_cancel = to_cancel
-        self.tries = self.cancelled = self.finished = self.failed = self.lost = 0
-        self.failures = collections.Counter()
-
-
-async def request(client, url, path, stream, counts):
-    done = False
-    try:
-        if path == "/post":
-            content = {"content": b"x" * 4096} if compat.HTTPX >= (0, 18) else {"data": b"x" * 4096}
-            await client.post(url + path, **content)
-        elif stream:
-            async with client.stream("GET", url + path) as response:
-                body = response.aiter_bytes()
-                try:
-                    async for _ in body:
-                        pass
-                finally:
-                    await body.aclose()
-        else:
-            await client.get(url + path)
-        done = True
-        counts.finished += 1
-    except (anyio.get_cancelled_exc_class(), asyncio.CancelledError):
-        raise  # An Exception on Python 3.6 and 3.7.
-    except Exception as exc:
-        done = True
-        counts.failed += 1
+        yield
+    except httpx.HTTPError as exc:
         counts.failures[repr(exc)] += 1
-    finally:
-        if not done:
-            counts.cancelled += 1
+    counts.cancelled -= 1
+    counts.finished += 1
 
 
-async def moment(dice):
-    """Some passes of the loop, or some milliseconds."""
-    if dice.random() < 0.9:
-        for _ in range(dice.randint(0, 25)):
-            await anyio.sleep(0)
-    else:
-        await anyio.sleep(dice.uniform(0, 0.01))
+def what(url):
+    if url.endswith("post"):
+        return dict(compat.content(b"x" * 4096), method="POST", url=url)
+    return {"method": "GET", "url": url}
 
 
-async def cancel_one(client, url, dice, counts, ways):
-    way = dice.choice(ways)
-    work = request(client, url, dice.choice(PATHS), dice.random() < 0.5, counts)
-    if way == "scope":
+async def request(client, url, counts):
+    with counted(counts):
+        await client.request(**what(url))
 
-        async def run():
-            await work
 
-        async with anyio.create_task_group() as group:
-            group.start_soon(run)
-            await moment(dice)
-            group.cancel_scope.cancel()
-        return
-    loop = asyncio.get_event_loop()
-    task = loop.create_task(work)
+async def read(client, url, counts):
+    with counted(counts):
+        async with client.stream(**what(url)) as response:
+            async for part in response.aiter_bytes():
+                yield part
+
+
+async def streamed(client, url, counts):
+    async for _ in read(client, url, counts):
+        pass
+
+
+async def cancel_one(client, urls, way, dice, counts):
+    # Dropped not while a body is read: another task closes httpx's own generators then.
+    path = {"dropped": "hang", "generator": "body"}.get(way) or dice.choice(PATHS)
+    arguments, at = (client, dice.choice(urls) + path, counts), dice.randint(1, 30)
+    send = dice.choice([request, streamed])
     if way == "timeout":
-        try:
-            await asyncio.wait_for(asyncio.shield(task), dice.uniform(0.0005, 0.01))
-        except asyncio.TimeoutError:
-            pass
+        await stepping.cut_short(at / 3000, send(*arguments))
+    elif way == "scope":
+        with anyio.move_on_after(0.05) as scope:  # Some hang before they have been suspended so often.
+            await stepping.drive(send(*arguments), lambda count: count == at and scope.cancel())
+    elif way == "group":
+        with contextlib.suppress(ZeroDivisionError):
+            async with anyio.create_task_group() as group:
+                group.start_soon(send, *arguments)
+                await stepping.passes(at)
+                raise ZeroDivisionError
+    elif way == "generator":
+        parts = read(*arguments)
+        async for _ in parts:
+            await parts.aclose()
     else:
-        await moment(dice)
-    task.cancel()
-    if way == "twice":
-        for _ in range(dice.randint(1, 4)):
-            await asyncio.sleep(0)
-        task.cancel()
-    done, _ = await asyncio.wait([task], timeout=LOST)
-    while not done:
-        counts.lost += 1  # anyio 3 takes a cancel that arrives as it connects for its own.
-        task.cancel()
-        done, _ = await asyncio.wait([task], timeout=LOST)
-    if not task.cancelled():
-        task.result()
+        work = stepping.dropped_at(at, request(*arguments)) if way == "dropped" else send(*arguments)
+        task = stepping.start(work)
+        for passes in (2 * at, 1, 2, 4) if way == "often" else (2 * at,):
+            await stepping.passes(passes)
+            task.cancel()
+        while not (await asyncio.wait([task], timeout=0.5))[0]:
+            counts.lost += 1
+            task.cancel()
 
 
-async def cancel_many(client, url, dice, counts, ways):
-    async def worker():
-        while counts.cancelled < counts.to_cancel and counts.tries < 3 * counts.to_cancel:
-            counts.tries += 1
-            await cancel_one(client, url, dice, counts, ways)
+async def cancel_many(client, urls, ways, number, dice, counts):
+    """Have workers cancel so many requests; look for orphans after each part."""
+    before, tries = counts.cancelled, 0
 
-    async with anyio.create_task_group() as group:
-        for _ in range(WORKERS):
-            group.start_soon(worker)
+    async def worker(target):
+        nonlocal tries
+        while counts.cancelled < target and tries < 4 * number:
+            tries += 1
+            await cancel_one(client, urls, dice.choice(ways), dice, counts)
 
-
-async def is_answered(client, url):
+    for part in range(CHECKS):
+        async with anyio.create_task_group() as group:
+            for _ in range(WORKERS):
+                group.start_soon(worker, before + (part + 1) * number / CHECKS)
+        await stepping.passes()
+        states = compat.connections_of(client)
+        counts.orphans += compat.requests_of(client) + len(states) - states.count("idle")
     try:
-        return (await client.get(url + "/")).status_code == 200
-    except Exception:
-        return False
+        for url in urls:
+            counts.answered &= (await client.get(url)).status_code == 200
+    except httpx.HTTPError:
+        counts.answered = False
 
 
 def make_client():
-    return compat.make_client(httpx.AsyncClient, True, limit=POOL, pool_timeout=0.5)
+    return compat.make_client(httpx.AsyncClient, False, limit=8, keepalive=5, timeout=5.0)
 
 
-def open_files():
-    for directory in ("/proc/self/fd", "/dev/fd"):
-        if os.path.isdir(directory):
-            return len(os.listdir(directory))
-    return 0
+async def on_trio(*arguments):
+    client = make_client()
+    await cancel_many(client, *arguments)
+    with contextlib.suppress(RuntimeError):
+        await client.aclose()
 
 
-def memory():
-    """Resident bytes; 0 where the system does not say."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
-
-
-def objects():
-    gc.collect()
-    gc.collect()
-    kinds = collections.Counter(type(one) for one in gc.get_objects())
-    named = collections.Counter()
-    for kind, number in kinds.items():
-        named["{}.{}".format(kind.__module__, kind.__qualname__)] += number
-    return named
-
-
-def soak(url, requests, tenths=10, backends=("asyncio", "trio"), seed=0):
+def soak(urls, requests, tenths=10, backends=("asyncio", "trio"), seed=0):
     """Yield a `Tenth` for each tenth of the `requests`; one client for all of asyncio."""
     dice = random.Random(seed)
     loop = asyncio.new_event_loop()
@@ -216,30 +180,17 @@ def soak(url, requests, tenths=10, backends=("asyncio", "trio"), seed=0):
     client = make_client()
     try:
         for _ in range(tenths):
-            began = time.perf_counter()
-            all_counts, answered = [], True
+            found = Tenth()
             for backend in backends:
-                counts = Counts(requests / tenths / len(backends))
-                all_counts.append(counts)
+                arguments = urls, WAYS[backend], requests / tenths / len(backends), dice, found
                 if backend == "trio":
-                    answered &= anyio.run(_on_trio, url, dice, counts, backend="trio")
+                    anyio.run(on_trio, *arguments, backend="trio")
                 else:
-                    ways = WAYS if compat.scope_problem() is None else WAYS[:3]
-                    loop.run_until_complete(cancel_many(client, url, dice, counts, ways))
-                    answered &= loop.run_until_complete(is_answered(client, url))
+                    loop.run_until_complete(cancel_many(client, *arguments))
+                    gc.collect()  # Generators of httpx that were left half-way: the loop closes them.
                     loop.run_until_complete(asyncio.sleep(0.05))  # What is closing.
-            found = objects()
-            total = lambda name: sum(getattr(one, name) for one in all_counts)  # noqa: E731
-            yield Tenth(
-                *(total(name) for name in ("cancelled", "finished", "failed", "lost")),
-                answered,
-                len(compat.all_tasks(loop)),
-                open_files(),
-                memory(),
-                found,
-                sum((one.failures for one in all_counts), collections.Counter()),
-                time.perf_counter() - began
-            )
+            found.take_stock(loop)
+            yield found
     finally:
         with contextlib.suppress(RuntimeError):
             loop.run_until_complete(client.aclose())
@@ -248,54 +199,26 @@ def soak(url, requests, tenths=10, backends=("asyncio", "trio"), seed=0):
         loop.close()
 
 
-async def _on_trio(url, dice, counts):
-    client = make_client()
-    await cancel_many(client, url, dice, counts, ["scope"])
-    answered = await is_answered(client, url)
-    with contextlib.suppress(RuntimeError):
-        await client.aclose()
-    return answered
-
-
 def growth(first, last):
     """How many objects of each type there are more in `last`, those that grew."""
-    more = last.objects - first.objects
-    return collections.Counter({kind: n for kind, n in more.items() if n > 0})
+    return last.objects - first.objects
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser(__doc__)
     parser.add_argument("--requests", type=int, default=100000)
-    parser.add_argument("--no-net", action="store_true")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--plain", action="store_true", help="without the patch")
     options = parser.parse_args()
-    if options.serve:
-        return serve(answer, quiet=True)
-    if not options.no_net:
-        import httpx_cancel_safe
-
-        httpx_cancel_safe.patch()
+    if not options.plain:
+        __import__("httpx_cancel_safe").patch()
     backends = ["asyncio"] if compat.trio_problem() else ["asyncio", "trio"]
-    print("httpx", httpx.__version__, "with", "no net" if options.no_net else "the net", end=", ")
+    common.head("cancelled", "finished", "failed", "lost", "orphans", "answered", "tasks", "files", "MB", "objects")
+    tenths = []
+    with server() as urls:
+        for one in soak(urls, options.requests, backends=backends):
+            tenths.append(one)
+            cells = [one.cancelled, one.finished, sum(one.failures.values()), one.lost, one.orphans, one.answered]
+            common.row(*cells, one.tasks, one.files, "%.1f" % (one.memory / 1e6), sum(one.objects.values()))
     print("on", " and ".join(backends))
-    print("| cancelled | finished | failed | swallowed | next request | tasks | files | MB | objects | s |")
-    print("| --- |" + " --- |" * 9)
-    with server() as url:
-        first, cancelled, failures = None, 0, collections.Counter()
-        for tenth in soak(url, options.requests, backends=backends):
-            first = first or tenth
-            failures += tenth.failures
-            cancelled += tenth.cancelled
-            cells = ["{:,}".format(n) for n in (cancelled,) + tenth[1:4]]
-            cells += ["answered" if tenth.answered else "PoolTimeout"]
-            cells += ["%d" % tenth.tasks, "%d" % tenth.files, "%.1f" % (tenth.memory / 1e6)]
-            cells += ["{:,}".format(sum(tenth.objects.values())), "%.0f" % tenth.seconds]
-            print("| " + " | ".join(cells) + " |", flush=True)
-    print("grown since the first tenth:", dict(growth(first, tenth).most_common(8)) or "nothing")
-    print("failures:", dict(failures) or "none")
-    if not options.no_net:
-        print(httpx_cancel_safe.stats())
-
-
-if __name__ == "__main__":
-    main()
+    print("grown since the first tenth:", dict(growth(tenths[0], tenths[-1]).most_common(8)) or "nothing")
+    print("failures:", dict(sum((one.failures for one in tenths), collections.Counter())) or "none")

@@ -1,78 +1,73 @@
 """The tools, each reduced to what the tests do with it.
 
-`put_on()` and `take_off()` are what the tool offers itself. `begin()` and `end()` enclose requests;
-`end()` returns what the tool made of them: spans, answers from a mock.
+`put_on()` and `take_off()` are what the tool offers itself. `watch()` encloses requests; `count()` tells what the tool
+has made of them since then: spans, answers from a mock.
 """
 
+import contextlib
+import importlib
 import os
-import shutil
-import tempfile
+import pathlib
 
 import httpx
 
 
 class Tool:
     package = ""  # The module that tells whether the tool is installed.
-    touches = "send"  # The method of AsyncClient that it wraps; None if it stays away from them.
-    touches_inside = False  # It wraps one that `send` calls.
-    removes = None  # How it takes itself off: see model.py. None if it cannot.
+    wraps_send = True
+    wraps_inside = False  # It wraps a method that `send` calls.
+    removes = None  # How it takes itself off: see after() in test_stacking.py. None if it cannot.
+    keeps_from_import = False  # What it wraps is `send` as it was when the tool was imported.
     mocks = False  # Whether it answers in place of the server.
     wraps_sync = True  # Whether we try it with the sync client too.
     extra = ()  # Sequences to try besides all the short ones.
 
+    def __init__(self):
+        self.seen = []
+
     def prepare(self):
         """Import what may be imported before any sequence begins."""
-
-    def put_on(self):
-        pass
+        importlib.import_module(self.package)
 
     def take_off(self):
-        pass
+        """What a tool that has none does not offer."""
 
-    def begin(self):
-        pass
+    def watch(self):
+        del self.seen[:]
+        return contextlib.ExitStack()
 
-    def end(self):
-        return 0
+    def count(self, response):
+        return int(response.content == b"mocked") if self.mocks else len(self.seen)
 
     def client(self, **options):
         """A client as an application makes it now."""
         return httpx.AsyncClient(**options)
 
+    def steps(self, ours):
+        steps = {"ours": ours.patch, "-ours": ours.unpatch, "theirs": self.put_on, "-theirs": self.take_off}
+        return dict(steps, **{"import": getattr(self, "load", None)})
+
 
 class Sentry(Tool):
     package = "sentry_sdk"
-
-    def prepare(self):
-        from sentry_sdk.integrations import httpx  # noqa: F401
 
     def put_on(self):
         import sentry_sdk
         from sentry_sdk.integrations.httpx import HttpxIntegration
         from sentry_sdk.scope import add_global_event_processor
 
-        sentry_sdk.init(
-            dsn="http://key@127.0.0.1:9/1",
-            traces_sample_rate=1.0,
-            default_integrations=False,
-            integrations=[HttpxIntegration()],
-        )
+        options = {"default_integrations": False, "integrations": [HttpxIntegration()]}
+        sentry_sdk.init(dsn="http://key@127.0.0.1:9/1", traces_sample_rate=1.0, **options)
         add_global_event_processor(self._keep)
-        self._spans = []
 
     def _keep(self, event, hint):
-        self._spans += event.get("spans", [])  # And nothing is sent.
+        self.seen += [span for span in event.get("spans", []) if span["op"].startswith("http")]  # And nothing is sent.
 
-    def begin(self):
+    def watch(self):
         import sentry_sdk
 
-        self._spans = []
-        self._transaction = sentry_sdk.start_transaction(name="test", op="test")
-        self._transaction.__enter__()
-
-    def end(self):
-        self._transaction.__exit__(None, None, None)
-        return len([span for span in self._spans if span["op"].startswith("http")])
+        super().watch()
+        return sentry_sdk.start_transaction(name="test", op="test")
 
 
 class DDTrace(Tool):
@@ -80,38 +75,22 @@ class DDTrace(Tool):
     removes = "top"
 
     def prepare(self):
-        os.environ["DD_INSTRUMENTATION_TELEMETRY_ENABLED"] = "false"
-        os.environ["DD_REMOTE_CONFIGURATION_ENABLED"] = "false"
+        os.environ.update(DD_INSTRUMENTATION_TELEMETRY_ENABLED="false", DD_REMOTE_CONFIGURATION_ENABLED="false")
         from ddtrace import tracer
+        from ddtrace.contrib.httpx import patch, unpatch
         from ddtrace.filters import TraceFilter
 
-        spans = self._spans = []
+        self.put_on, self.take_off, self._tracer, seen = patch, unpatch, tracer, self.seen
 
         class Keep(TraceFilter):
             def process_trace(self, trace):
-                spans.extend(trace)  # And nothing is sent.
+                seen.extend(span for span in trace if span.get_tag("component") == "httpx")  # And nothing is sent.
 
         tracer.configure(settings={"FILTERS": [Keep()]})
 
-    def put_on(self):
-        from ddtrace.contrib.httpx import patch
-
-        patch()
-
-    def take_off(self):
-        from ddtrace.contrib.httpx import unpatch
-
-        unpatch()
-
-    def begin(self):
-        from ddtrace import tracer
-
-        del self._spans[:]
-        self._root = tracer.trace("test")
-
-    def end(self):
-        self._root.finish()
-        return len([span for span in self._spans if span.get_tag("component") == "httpx"])
+    def watch(self):
+        super().watch()
+        return self._tracer.trace("test")
 
 
 class Elastic(Tool):
@@ -122,44 +101,29 @@ class Elastic(Tool):
         import elasticapm
         from elasticapm.transport.base import Transport
 
-        spans = self._spans = []
+        seen = self.seen
 
         class Keep(Transport):
             def queue(self, event_type, data, flush=False):
-                if event_type == "span":
-                    spans.append(data)
+                if event_type == "span" and data["subtype"] == "http":
+                    seen.append(data)
 
             def start_thread(self, pid=None):
                 pass
 
         global ElasticTransport
         ElasticTransport = Keep
-        self._client = elasticapm.Client(
-            service_name="test",
-            transport_class=__name__ + ".ElasticTransport",
-            metrics_interval="0ms",
-            central_config=False,
-            cloud_provider=False,
-            span_compression_enabled=False,
-        )
+        off = dict.fromkeys(("central_config", "cloud_provider", "span_compression_enabled"), False)
+        options = dict(off, service_name="test", transport_class=__name__ + ".ElasticTransport", metrics_interval="0ms")
+        self._client = elasticapm.Client(**options)
+        self.put_on, self.take_off = elasticapm.instrument, elasticapm.uninstrument
 
-    def put_on(self):
-        import elasticapm
-
-        elasticapm.instrument()
-
-    def take_off(self):
-        import elasticapm
-
-        elasticapm.uninstrument()
-
-    def begin(self):
-        del self._spans[:]
+    @contextlib.contextmanager
+    def watch(self):
+        del self.seen[:]
         self._client.begin_transaction("test")
-
-    def end(self):
+        yield
         self._client.end_transaction("test", "ok")
-        return len([span for span in self._spans if span["subtype"] == "http"])
 
 
 class NewRelic(Tool):
@@ -169,34 +133,27 @@ class NewRelic(Tool):
         # No file of configuration, no collector.
         os.environ.update(NEW_RELIC_LICENSE_KEY="0" * 40, NEW_RELIC_APP_NAME="test")
         os.environ.update(NEW_RELIC_DEVELOPER_MODE="true", NEW_RELIC_LOG_LEVEL="critical")
-        import newrelic.agent  # noqa: F401
+        import newrelic.agent
+
+        self._agent = newrelic.agent
 
     def put_on(self):
-        import newrelic.agent
+        self._agent.initialize()
+        self._application = self._agent.register_application(timeout=10)
 
-        newrelic.agent.initialize()
-        self._application = newrelic.agent.register_application(timeout=10)
-
-    def begin(self):
-        import newrelic.agent
-
-        self._transaction = newrelic.agent.BackgroundTask(
-            getattr(self, "_application", None) or newrelic.agent.application(), "test"
-        )
-        self._transaction.__enter__()
-
-    def end(self):
-        root = getattr(self._transaction, "root_span", None)
-        children = list(root.children) if root is not None else []
-        self._transaction.__exit__(None, None, None)
-        return len([node for node in children if type(node).__name__ == "ExternalNode"])
+    @contextlib.contextmanager
+    def watch(self):
+        with self._agent.BackgroundTask(self._application, "test") as transaction:
+            yield
+            nodes = transaction.root_span.children
+            self.seen = [node for node in nodes if type(node).__name__ == "ExternalNode"]
 
 
 class OpenTelemetry(Tool):
     """The old design replaces the classes in httpx by subclasses, the new one wraps transports."""
 
     package = "opentelemetry.instrumentation.httpx"
-    touches = None
+    wraps_send = False
     removes = "own"
 
     def prepare(self):
@@ -205,60 +162,38 @@ class OpenTelemetry(Tool):
         from opentelemetry.sdk.trace.export import SimpleSpanProcessor
         from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-        self._exporter = InMemorySpanExporter()
-        self._provider = TracerProvider(shutdown_on_exit=False)
-        self._provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self._instrumentor = HTTPXClientInstrumentor()
+        self._exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.put_on = lambda: HTTPXClientInstrumentor().instrument(tracer_provider=provider)
+        self.take_off = HTTPXClientInstrumentor().uninstrument
 
-    def put_on(self):
-        self._instrumentor.instrument(tracer_provider=self._provider)
-
-    def take_off(self):
-        self._instrumentor.uninstrument()
-
-    def begin(self):
+    def watch(self):
         self._exporter.clear()
+        return super().watch()
 
-    def end(self):
+    def count(self, response):
         return len(self._exporter.get_finished_spans())
 
 
 class XRay(Tool):
     package = "aws_xray_sdk"
-    touches = None
+    wraps_send = False
 
     def prepare(self):
-        from aws_xray_sdk.core import xray_recorder
+        from aws_xray_sdk.core import patch, xray_recorder
 
         class Nowhere:
             def send_entity(self, entity):
                 pass
 
         xray_recorder.configure(sampling=False, emitter=Nowhere(), service="test")
+        self.put_on, self._recorder = lambda: patch(["httpx"]), xray_recorder
 
-    def put_on(self):
-        from aws_xray_sdk.core import patch
-
-        patch(["httpx"])
-
-    def begin(self):
-        from aws_xray_sdk.core import xray_recorder
-
-        self._segment = xray_recorder.begin_segment("test")
-
-    def end(self):
-        from aws_xray_sdk.core import xray_recorder
-
-        xray_recorder.end_segment()
-        return len(self._segment.subsegments)
-
-
-CASSETTE = """\
-interactions:
-- request: {body: '', headers: {}, method: GET, uri: 'http://localhost/get'}
-  response: {content: mocked, headers: {}, http_version: HTTP/1.1, status_code: 200}
-version: 1
-"""
+    @contextlib.contextmanager
+    def watch(self):
+        with self._recorder.in_segment("test") as segment:
+            yield
+        self.seen = segment.subsegments
 
 
 class VCR(Tool):
@@ -269,7 +204,7 @@ class VCR(Tool):
     keeps_from_import = True
     mocks = True
     extra = (
-        # What is imported early goes around a net that comes later, inside cassettes.
+        # What is imported early goes around a patch that comes later, inside cassettes.
         "import ours theirs -theirs",
         "import ours theirs ours -theirs -ours",
         "import theirs ours -theirs ours",
@@ -281,48 +216,42 @@ class VCR(Tool):
         "ours theirs -theirs -ours ours theirs -theirs -ours",
     )
 
+    def prepare(self):
+        """Nothing: its import is a step of its own."""
+
     def load(self):
         import vcr.patch  # noqa: F401
 
     def put_on(self):
-        self.load()
         import vcr
 
-        self._directory = tempfile.mkdtemp()
-        with open(os.path.join(self._directory, "cassette.yaml"), "w") as file:
-            file.write(CASSETTE)
-        recorder = vcr.VCR(
-            cassette_library_dir=self._directory,
-            record_mode="none",
-            match_on=["method", "host", "path"],
-            ignore_hosts=["127.0.0.1"],
-        )
-        self._cassette = recorder.use_cassette("cassette.yaml", allow_playback_repeats=True)
+        recorder = vcr.VCR(record_mode="none", match_on=["method", "host", "path"], ignore_hosts=["127.0.0.1"])
+        path = pathlib.Path(__file__).with_name("cassette.yaml")
+        self._cassette = recorder.use_cassette(str(path), allow_playback_repeats=True)
         self._cassette.__enter__()
 
     def take_off(self):
         self._cassette.__exit__(None, None, None)
-        shutil.rmtree(self._directory)
 
 
 class VCR6(VCR):
     """Replaces `_send_single_request`, which nobody else does."""
 
-    touches = None
-    touches_inside = True
+    wraps_send = False
+    wraps_inside = True
     removes = "own"
     keeps_from_import = False
     extra = ()
 
 
-class RESPX(Tool):
-    package = "respx"
-    touches = None
+class Mock(Tool):
+    wraps_send = False
     removes = "own"
     mocks = True
 
-    def prepare(self):
-        import respx  # noqa: F401
+
+class RESPX(Mock):
+    package = "respx"
 
     def put_on(self):
         import respx
@@ -336,14 +265,8 @@ class RESPX(Tool):
         self._router.stop()
 
 
-class PytestHTTPX(Tool):
+class PytestHTTPX(Mock):
     package = "pytest_httpx"
-    touches = None
-    removes = "own"
-    mocks = True
-
-    def prepare(self):
-        import pytest_httpx  # noqa: F401
 
     def put_on(self):
         import pytest
@@ -364,80 +287,50 @@ class Authlib(Tool):
     """A subclass that overrides `request`; here to put on is to import it."""
 
     package = "authlib"
-    touches = None
+    wraps_send = False
     wraps_sync = False
-    asked = ()  # The header lines of the last request, as the server got them.
-
-    def __init__(self):
-        self._class = None
+    is_on = False
 
     def put_on(self):
-        from authlib.integrations.httpx_client import AsyncOAuth2Client
-
-        self._class = AsyncOAuth2Client
+        self.is_on = True
 
     def client(self, **options):
-        if self._class is None:
+        if not self.is_on:
             return super().client(**options)
+        from authlib.integrations.httpx_client import AsyncOAuth2Client
+
         options.pop("trust_env")  # It takes what httpx had when it was written.
-        token = {"access_token": "token", "token_type": "bearer"}
-        return self._class("id", token=token, **options)
+        return AsyncOAuth2Client("id", token={"access_token": "token", "token_type": "bearer"}, **options)
 
-    def begin(self):
-        self.asked = ()
-
-    def end(self):
-        return sum(line.lower() == "authorization: bearer token" for line in self.asked)
+    def count(self, response):
+        return response.request.headers.get_list("authorization").count("Bearer token")
 
 
 class Subclass(Tool):
-    """One that overrides `send`, as Prefect's client does."""
+    """One that overrides `send`, as Prefect's client does; in the same cell."""
 
-    package = "authlib"  # In its cell.
-    touches = None
+    package = "authlib"
+    wraps_send = False
     wraps_sync = False
-
-    def __init__(self):
-        self._class = None
-        self._sent = 0
 
     def put_on(tool):
         class Client(httpx.AsyncClient):
             async def send(self, *args, **kwargs):
-                tool._sent += 1
+                tool.seen.append(args)
                 return await super().send(*args, **kwargs)
 
-        tool._class = Client
-
-    def client(self, **options):
-        return (self._class or httpx.AsyncClient)(**options)
-
-    def begin(self):
-        self._sent = 0
-
-    def end(self):
-        return self._sent
+        tool.client = Client
 
 
-def _vcr():
-    try:
+def vcr_by_version():
+    with contextlib.suppress(ImportError):  # Also where vcrpy is not installed.
         from importlib.metadata import version
 
-        return VCR if int(version("vcrpy").split(".")[0]) < 6 else VCR6
-    except ImportError:
-        return VCR
+        if int(version("vcrpy").split(".")[0]) >= 6:
+            return VCR6
+    return VCR
 
 
-TOOLS = {
-    "sentry": Sentry,
-    "ddtrace": DDTrace,
-    "elastic": Elastic,
-    "newrelic": NewRelic,
-    "opentelemetry": OpenTelemetry,
-    "xray": XRay,
-    "vcr": _vcr(),
-    "respx": RESPX,
-    "pytest_httpx": PytestHTTPX,
-    "authlib": Authlib,
-    "subclass": Subclass,
-}
+KINDS = [Sentry, DDTrace, Elastic, NewRelic, OpenTelemetry, XRay, vcr_by_version()]
+KINDS += [RESPX, PytestHTTPX, Authlib, Subclass]
+TOOLS = {kind.__name__.lower(): kind for kind in KINDS}

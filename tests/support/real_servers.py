@@ -3,15 +3,14 @@
 import contextlib
 import os
 import socket
-import ssl
 import stat
 import subprocess
 import sys
 import tempfile
-import time
-import warnings
+from types import SimpleNamespace
 
-from . import asgi_app
+from .asgi_app import __name__ as app
+from .servers import authority, client_context
 
 PROXY = """
 import proxy, sys
@@ -24,17 +23,15 @@ with proxy.Proxy(options.split()) as running:
 
 
 def _peer_port(fd):
-    try:
+    with contextlib.suppress(OSError, IndexError):  # Closed meanwhile, not connected, or of another family.
         if stat.S_ISSOCK(os.fstat(fd).st_mode):
             with socket.fromfd(fd, socket.AF_INET, socket.SOCK_STREAM) as sock:
                 return sock.getpeername()[1]
-    except (OSError, IndexError):  # Closed meanwhile, not connected, or of another family.
-        pass
     return None
 
 
 class Watched:
-    """A server elsewhere: its URL, and which connections to it this process has open."""
+    """A server elsewhere: its URL, and how many connections to it this process has open."""
 
     def __init__(self, scheme, port):
         self.port = port
@@ -44,79 +41,39 @@ class Watched:
     def open_connections(self):
         return sum(_peer_port(int(fd)) == self.port for fd in os.listdir("/dev/fd"))
 
-    def wait_closed_to(self, n, timeout):
-        deadline = time.monotonic() + timeout
-        while self.open_connections > n:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.001)
-        return True
-
-    def drop_connections(self):
+    def reset(self):
         """Nothing: they are this process's own, and go with the garbage of the run."""
-
-
-class RealServers:
-    """What sweep.target() needs: `plain`, `tls`, `http2` and `proxy`."""
-
-    def __init__(self, authority, plain, tls, proxy):
-        self._authority = authority
-        self.plain = plain
-        self.tls = self.http2 = tls
-        self.proxy = proxy
-
-    def client_context(self):
-        context = ssl.create_default_context()
-        self._authority.configure_trust(context)
-        return context
-
-
-@contextlib.contextmanager
-def _process(*arguments, **options):
-    """A server that ends when its standard input does: also when this process is killed."""
-    command = [sys.executable, "-W", "ignore"] + list(arguments)
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, universal_newlines=True, **options
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.stdin.close()
-            try:
-                process.wait(20)
-            finally:
-                process.kill()
-
-
-@contextlib.contextmanager
-def _hypercorn(scheme, *arguments):
-    # The socket listens from here on: nobody need wait until the server is up.
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(100)
-        fd = listener.fileno()
-        with _process(asgi_app.__file__, str(fd), *arguments, pass_fds=[fd]):
-            yield Watched(scheme, listener.getsockname()[1])
-
-
-@contextlib.contextmanager
-def _proxy():
-    with _process("-c", PROXY) as process:
-        yield Watched("http", int(process.stdout.readline()))
 
 
 @contextlib.contextmanager
 def serve():
-    with warnings.catch_warnings():
-        # On Python 3.6 and 3.7 cryptography says that they are old.
-        warnings.simplefilter("ignore")
-        import trustme
+    """What sweep.target() needs: `plain`, `tls`, `http2` and `proxy`."""
+    trusted = authority()
+    with contextlib.ExitStack() as stack:
 
-        authority = trustme.CA()
-    with tempfile.TemporaryDirectory() as directory:
-        certificate = os.path.join(directory, "certificate.pem")
-        issued = authority.issue_cert("127.0.0.1", "localhost")
+        def start(*arguments, **options):
+            command, pipe = [sys.executable, "-W", "ignore"] + list(arguments), subprocess.PIPE
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, universal_newlines=True, **options)
+            stack.enter_context(process)
+            # hypercorn's graceful shutdown waits for clients that have left.
+            stack.callback(process.terminate if "-c" in arguments else process.kill)
+            return process
+
+        def hypercorn(scheme, *arguments):
+            # The socket listens from here on: nobody need wait until the server is up.
+            with socket.socket() as listener:
+                listener.bind(("127.0.0.1", 0))
+                listener.listen(100)
+                fd = listener.fileno()
+                # Clients that go away are what this is for: no log.
+                arguments += ("--bind", "fd://%d" % fd, "--workers", "0", "--error-logfile", os.devnull, app + ":app")
+                start("-m", "hypercorn", *arguments, pass_fds=[fd])
+                return Watched(scheme, listener.getsockname()[1])
+
+        certificate = os.path.join(stack.enter_context(tempfile.TemporaryDirectory()), "certificate.pem")
+        issued = trusted.issue_cert("127.0.0.1", "localhost")
         issued.private_key_and_cert_chain_pem.write_to_path(certificate)
-        with _hypercorn("http") as plain, _hypercorn("https", certificate) as tls, _proxy() as proxy:
-            yield RealServers(authority, plain, tls, proxy)
+        tls = hypercorn("https", "--certfile", certificate, "--keyfile", certificate)
+        proxy = Watched("http", int(start("-c", PROXY).stdout.readline()))
+        running = {"plain": hypercorn("http"), "tls": tls, "http2": tls, "proxy": proxy}
+        yield SimpleNamespace(client_context=lambda: client_context(trusted), **running)

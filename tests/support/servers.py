@@ -1,95 +1,173 @@
-"""Loopback servers that know exactly how many connections they hold.
+"""Loopback servers that do what a path tells them to, for clients on any loop, or on none.
 
-One background thread runs one asyncio loop; every server lives in it. A connection counts from the
-moment the socket is accepted until the socket is gone. TLS is done by hand on top of the plain
-socket, so that a client which leaves in the middle of a handshake is counted too.
+Each has a thread and a loop of its own. A connection counts from the moment the socket is accepted until it is
+gone. TLS is done by hand on top of it, so that a client which leaves in the middle of a handshake is counted too.
 """
 
 import asyncio
+import collections
 import contextlib
-import importlib.util
 import os
-import shutil
 import socket
 import ssl
 import tempfile
 import threading
+import time
 import warnings
+from urllib.parse import parse_qsl, urlsplit
 
-# Long enough for the client to come round to its next read, short enough not to cost anything.
-# Nothing depends on it: where two writes arrive as one, a request just has fewer suspensions.
-PACE = 0.001
-# Larger than what fits in the buffers on the way (see SNDBUF), so the server waits for the client.
-LARGE = b"x" * (512 * 1024)
-SNDBUF = 16 * 1024
+with contextlib.suppress(ImportError):  # Only HTTP/2 needs it.
+    import h2.config
+    import h2.connection
+    import h2.events
+    import h2.exceptions
+
+from .compat import all_tasks, current_task
+
 HELLO = b"hello"
+# More than fits in the buffers on the way.
+LARGE = b"x" * (128 * 1024)
+FAULTS = ("/drop", "/early", "/garbage", "/hang")  # Whatever is sent there fails.
 
 
-def tls_problem():
-    """Why there are no certificates here; None where there are."""
-    if importlib.util.find_spec("trustme") is None:
-        return "trustme is not installed: cffi does not run on free-threaded Python 3.13"
-    return None
+CHALLENGE = ("www-authenticate", 'Digest realm="r", nonce="n", qop="auth", algorithm=MD5')
+# By path: body, status and headers. A body in parts comes slowly.
+REPLIES = {
+    "/get": (HELLO, 200, []),
+    "/digest": (HELLO, 200, []),
+    "/large": (LARGE, 200, []),
+    "/chunked": ([b"chunk %d\n" % number for number in range(4)], 200, []),
+    "/redirect": ([b"mov", b"ed on"], 302, [("location", "/get")]),
+    "/loop": (b"", 302, [("location", "/loop")]),
+    "/challenge": ([b"go ", b"off"], 401, [CHALLENGE]),
+}
 
 
-class LoopThread:
-    """A background thread with an asyncio loop of its own."""
+# -- What the paths mean -----------------------------------------------------------------------
 
-    def __enter__(self):
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="loopback-servers", daemon=True)
-        self._thread.start()
-        return self
 
-    def _run(self):
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
-        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-        asyncio.set_event_loop(None)
-        self.loop.close()
+class Exchange:
+    """A request, and how its answer travels: here over HTTP/1.1."""
 
-    def call(self, coro):
-        """Run a coroutine in the thread and return its result."""
-        return asyncio.run_coroutine_threadsafe(coro, self.loop).result(30)
+    def __init__(self, connection, method, target, headers, length=0):
+        self.connection = connection
+        self.method = method
+        self.target = target
+        self.path = urlsplit(target).path
+        self.asked = dict(parse_qsl(urlsplit(target).query))
+        self.headers = headers
+        self.length = length
+        self.close = headers.get("connection", "").lower() == "close"
 
-    def __exit__(self, *exc_info):
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(30)
-        assert not self._thread.is_alive()
+    def start(self, status=200, headers=(), length=None):
+        """Send the headers; without a length the body goes in chunks."""
+        self.chunked = length is None
+        last = ("transfer-encoding", "chunked") if self.chunked else ("content-length", length)
+        lines = ["%s: %s\r\n" % header for header in list(headers) + [last]]
+        self.connection.write(("HTTP/1.1 %d X\r\n%s\r\n" % (status, "".join(lines))).encode())
+
+    def data(self, data):
+        self.connection.write(b"%x\r\n%s\r\n" % (len(data), data) if self.chunked else data)
+
+    def end(self):
+        if self.chunked:
+            self.connection.write(b"0\r\n\r\n")
+
+    def reply(self, body, status=200, headers=()):
+        self.start(status, headers, len(body))
+        self.data(body)
+        self.end()
+
+    async def reply_slowly(self, parts, status, headers):
+        self.start(status, headers, None if status == 200 else len(b"".join(parts)))
+        for part in parts + [b""]:
+            # The client comes round to its next read. Nothing depends on it: two parts may arrive as one.
+            await asyncio.sleep(0.001)
+            if part:
+                self.data(part)
+        self.end()
+
+
+async def answer(exchange):
+    path, asked = exchange.path, exchange.asked
+    await asyncio.sleep(float(asked.get("ms", 0)) / 1000)
+    text = ("%s %s %d" % (exchange.method, exchange.target, exchange.length)).encode()
+    if path == "/digest" and "authorization" not in exchange.headers:
+        path = "/challenge"
+    if "to" in asked:
+        exchange.reply(b"", 302, [("location", asked["to"])])
+    elif path in REPLIES and isinstance(REPLIES[path][0], list):
+        await exchange.reply_slowly(*REPLIES[path])
+    elif path in REPLIES:
+        exchange.reply(*REPLIES[path])
+    elif path == "/chunks":  # n pieces with a pause between them; the first may be the last for long.
+        exchange.start()
+        for _ in range(int(asked.get("n", 3))):
+            exchange.data(HELLO)
+            await asyncio.sleep(float(asked.get("each", 1)) / 1000)
+        exchange.end()
+    elif path.startswith("/gate/"):
+        exchange.start()
+        exchange.data(b"before ")
+        await exchange.connection.server.gates[path[len("/gate/") :]].wait()
+        exchange.data(b"after")
+        exchange.end()
+    elif path == "/cookie":
+        exchange.reply(exchange.headers.get("cookie", "none").encode(), 200, [("set-cookie", "crumb=1; Path=/")])
+    elif path == "/gzip":
+        exchange.reply(text, 200, [("content-encoding", "gzip")])
+    elif path == "/status":
+        exchange.reply(text, int(asked["code"]))
+    elif path in ("/hang", "/hang-headers", "/hang-body"):
+        if path == "/hang-body":
+            exchange.start(length=100)
+            exchange.data(HELLO)
+        await asyncio.sleep(3600)
+    elif path in ("/drop", "/early", "/garbage", "/close"):
+        exchange.close = True
+        if path == "/early":
+            exchange.start(length=100)
+            exchange.data(text[:10])
+        elif path == "/garbage":
+            exchange.connection.write(b"what is this?\r\n\r\n")
+        elif path == "/close":
+            exchange.reply(text, 200, [("connection", "close")])
+    else:
+        exchange.reply(text)
+
+
+# -- What the connections speak ----------------------------------------------------------------
 
 
 class Connection(asyncio.Protocol):
     """One accepted socket, with TLS or without, and the task that serves it."""
 
+    tls = None
+
     def __init__(self, server):
         self.server = server
-        self.loop = server.loop
-        self.lost = False
-        self.task = None  # Started when there is something to talk to: with TLS, after the handshake.
-        self._writable = None
-        self._tls = None
 
     def connection_made(self, transport):
         self.transport = transport
-        sock = transport.get_extra_info("socket")
-        if sock.family == socket.AF_INET:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SNDBUF)
-        self.server._opened(self)
+        # A body that the client does not read stays here, and does not end the answer.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
+        self.server.opened += 1
+        self.server.connections.add(self)
+        if self.server.context is not None:
+            self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            self.tls = self.server.context.wrap_bio(self.incoming, self.outgoing, server_side=True)
         # The reader never pauses the transport, so the end of a connection is always noticed.
-        self.reader = asyncio.StreamReader(loop=self.loop)
-        if self.server.tls is not None:
-            self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-            self._tls = self.server.tls.wrap_bio(
-                self._incoming, self._outgoing, server_side=True
-            )
-            self._shaken = False
-        else:
-            self.task = self.loop.create_task(self._serve())
+        self.reader = asyncio.StreamReader(loop=self.server.loop)
+        self.task = self.server.loop.create_task(self.run())
 
-    async def _serve(self):
+    def connection_lost(self, exc):
+        self.server.connections.discard(self)
+        self.reader.feed_eof()
+        self.task.cancel()
+
+    async def run(self):
         try:
-            await self.server.serve(self)
+            await self.serve()
         except (asyncio.CancelledError, asyncio.IncompleteReadError, OSError):
             pass
         except Exception as exc:
@@ -97,681 +175,382 @@ class Connection(asyncio.Protocol):
         finally:
             self.transport.close()
 
+    async def serve(self):
+        raise NotImplementedError
+
     def data_received(self, data):
-        if self._tls is None:
+        if self.tls is None:
             self.reader.feed_data(data)
             return
-        self._incoming.write(data)
+        self.incoming.write(data)
         try:
-            if not self._shaken:
-                self._tls.do_handshake()
-                self._shaken = True
-                self.task = self.loop.create_task(self._serve())
-            while True:
-                plain = self._tls.read(65536)
-                if not plain:  # The peer said goodbye (close_notify): so do we.
-                    self.transport.close()
-                    break
+            plain = self.tls.read(65536)
+            while plain:
                 self.reader.feed_data(plain)
+                plain = self.tls.read(65536)
+            self.transport.close()  # The peer said goodbye (close_notify): so do we.
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError:
             self.transport.close()
-        self._flush()
+        self.flush()
 
-    def _flush(self):
-        data = self._outgoing.read()
+    def flush(self):
+        data = self.outgoing.read()
         if data and not self.transport.is_closing():
             self.transport.write(data)
 
     def write(self, data):
-        if self.lost or self.transport.is_closing():
-            raise ConnectionResetError("the client is gone")
-        if self._tls is None:
+        if self.tls is not None:
+            self.tls.write(data)
+            self.flush()
+        elif not self.transport.is_closing():
             self.transport.write(data)
-        else:
-            self._tls.write(data)
-            self._flush()
-
-    async def drain(self):
-        while self._writable is not None:
-            await asyncio.shield(self._writable)
-
-    def pause_writing(self):
-        self._writable = self.loop.create_future()
-
-    def resume_writing(self):
-        writable, self._writable = self._writable, None
-        if writable is not None and not writable.done():
-            writable.set_result(None)
-
-    def connection_lost(self, exc):
-        self.lost = True
-        self.resume_writing()
-        self.reader.feed_eof()
-        if self.task is not None:
-            self.task.cancel()
-        self.server._closed(self)
-
-
-class Server:
-    """A listening socket. What its connections speak is up to the subclass."""
-
-    scheme = "http"
-
-    def __init__(self, thread, tls=None, uds=None):
-        self.loop = thread.loop
-        self.tls = tls
-        self.uds = uds
-        self.errors = []
-        self.resets = 0  # HTTP/2: streams that the client reset.
-        self.accepted = 0
-        self._thread = thread
-        self._connections = set()
-        self._changed = threading.Condition()
-        self._gates = {}
-
-    def start(self):
-        self._thread.call(self._start())
-        return self
-
-    async def _start(self):
-        if self.uds is not None:
-            self._listener = await self.loop.create_unix_server(
-                lambda: Connection(self), self.uds
-            )
-            self.url = "http://127.0.0.1"
-            return
-        self._listener = await self.loop.create_server(lambda: Connection(self), "127.0.0.1", 0)
-        self.port = self._listener.sockets[0].getsockname()[1]
-        scheme = "https" if self.tls is not None else self.scheme
-        self.url = "%s://127.0.0.1:%d" % (scheme, self.port)
-
-    def stop(self):
-        self._thread.call(self._stop())
-        assert not self.errors, self.errors
-
-    async def _stop(self):
-        self._listener.close()
-        tasks = []
-        for connection in list(self._connections):
-            connection.transport.abort()
-            if connection.task is not None:
-                tasks.append(connection.task)
-        if tasks:
-            await asyncio.wait(tasks)
-        while self._connections:
-            await asyncio.sleep(0)
-
-    def _opened(self, connection):
-        with self._changed:
-            self.accepted += 1
-            self._connections.add(connection)
-            self._changed.notify_all()
-
-    def _closed(self, connection):
-        with self._changed:
-            self._connections.discard(connection)
-            self._changed.notify_all()
-
-    @property
-    def open_connections(self):
-        with self._changed:
-            return len(self._connections)
-
-    def wait_closed_to(self, n, timeout):
-        """Wait until at most n connections are open; False when the time is up first."""
-        with self._changed:
-            return self._changed.wait_for(lambda: len(self._connections) <= n, timeout)
-
-    def drop_connections(self):
-        """Cut every connection, so that one failed check does not spoil the next."""
-
-        async def drop():
-            for connection in list(self._connections):
-                connection.transport.abort()
-
-        self._thread.call(drop())
-        self.wait_closed_to(0, 5)
-
-    def open_gate(self, name):
-        """Let the requests for /gate/<name> go on to their end."""
-        self.loop.call_soon_threadsafe(lambda: self.gate(name).set())
-
-    def gate(self, name):
-        if name not in self._gates:
-            self._gates[name] = asyncio.Event()
-        return self._gates[name]
-
-    async def serve(self, connection):
-        raise NotImplementedError
-
-
-class Exchange:
-    """A request as the routes see it; the subclasses say how the answer travels."""
-
-    def __init__(self, server, method, path, headers):
-        self.server = server
-        self.method = method
-        self.path = path
-        self.headers = headers
-        self.body_length = 0
-        self.close = False
-
-    async def reply(self, status, body, headers=()):
-        await self.start(status, list(headers), len(body))
-        await self.data(body)
-        await self.end()
-
-    async def pause(self):
-        await asyncio.sleep(PACE)
-
-
-async def _get(exchange):
-    await exchange.reply(200, HELLO)
-
-
-async def _chunked(exchange):
-    await exchange.start(200, [])
-    for number in range(4):
-        await exchange.pause()
-        await exchange.data(b"chunk %d\n" % number)
-    await exchange.pause()
-    await exchange.end()
-
-
-async def _slow_headers(exchange):
-    await exchange.start(200, [("x-slow", "1"), ("x-slower", "2")], len(HELLO), slowly=True)
-    await exchange.pause()
-    await exchange.data(HELLO)
-    await exchange.end()
-
-
-async def _post(exchange):
-    await exchange.reply(200, b"%d" % exchange.body_length)
-
-
-async def _redirect(exchange):
-    await exchange.start(302, [("location", "/get")], 8)
-    await exchange.pause()
-    await exchange.data(b"mov")
-    await exchange.pause()
-    await exchange.data(b"ed on")
-    await exchange.end()
-
-
-async def _redirect_chunked(exchange):
-    await exchange.start(302, [("location", "/redirect")])
-    for part in (b"moved", b" ", b"on"):
-        await exchange.pause()
-        await exchange.data(part)
-    await exchange.end()
-
-
-async def _digest(exchange):
-    if exchange.headers.get("authorization", "").startswith("Digest "):
-        await exchange.reply(200, HELLO)
-        return
-    challenge = 'Digest realm="test", nonce="abcdef", qop="auth", algorithm=MD5'
-    await exchange.start(401, [("www-authenticate", challenge)], 6)
-    await exchange.pause()
-    await exchange.data(b"go ")
-    await exchange.pause()
-    await exchange.data(b"off")
-    await exchange.end()
-
-
-async def _hang_headers(exchange):
-    await asyncio.Event().wait()
-
-
-async def _hang_body(exchange):
-    await exchange.start(200, [], 100)
-    await exchange.data(HELLO)
-    await asyncio.Event().wait()
-
-
-async def _hang_close(exchange):
-    # The body ends only when the server closes, and the server waits for the client.
-    exchange.close = True
-    await exchange.start(200, [("connection", "close")], until_close=True)
-    await exchange.data(HELLO)
-    await asyncio.Event().wait()
-
-
-async def _large(exchange):
-    await exchange.reply(200, LARGE)
-
-
-async def _gate(exchange):
-    await exchange.start(200, [])
-    await exchange.data(b"before ")
-    await exchange.server.gate(exchange.path.rsplit("/", 1)[1]).wait()
-    await exchange.data(b"after")
-    await exchange.end()
-
-
-ROUTES = {
-    "/get": _get,
-    "/chunked": _chunked,
-    "/slow-headers": _slow_headers,
-    "/post": _post,
-    "/redirect": _redirect,
-    "/redirect-chunked": _redirect_chunked,
-    "/digest": _digest,
-    "/hang-headers": _hang_headers,
-    "/hang-body": _hang_body,
-    "/hang-close": _hang_close,
-    "/large": _large,
-}
-
-
-async def answer(exchange):
-    if exchange.path.startswith("/gate/"):
-        await _gate(exchange)
-    elif exchange.path in ROUTES:
-        await ROUTES[exchange.path](exchange)
-    else:
-        await exchange.reply(404, b"not here")
 
 
 async def read_head(reader):
-    """The request line and the header lines, as text."""
+    """The request line and the headers, as text."""
     head = await reader.readuntil(b"\r\n\r\n")
     first, *lines = head[:-4].decode("latin-1").split("\r\n")
-    headers = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        headers[name.strip().lower()] = value.strip()
-    return first, headers
+    pairs = [line.partition(":") for line in lines]
+    return first.split(" "), {name.lower(): value.strip() for name, _, value in pairs}
 
 
 async def read_body(reader, headers):
     """The body as it came over the wire, part by part: (raw bytes, number of payload bytes)."""
-    if headers.get("transfer-encoding", "").lower() == "chunked":
-        while True:
+    size = None
+    if "chunked" in headers.get("transfer-encoding", ""):
+        while size != 0:
             line = await reader.readuntil(b"\r\n")
             size = int(line.split(b";")[0], 16)
             yield line + await reader.readexactly(size + 2), size
-            if size == 0:
-                return
-    left = int(headers.get("content-length", 0))
-    while left:
-        data = await reader.read(min(left, 65536))
-        if not data:
-            raise asyncio.IncompleteReadError(b"", left)
-        left -= len(data)
-        yield data, len(data)
+    else:
+        length = int(headers.get("content-length", 0))
+        yield await reader.readexactly(length), length
 
 
-class HTTP1Exchange(Exchange):
-    connection = None
-
-    async def start(self, status, headers, length=None, slowly=False, until_close=False):
-        lines = ["HTTP/1.1 %d %s" % (status, "OK" if status == 200 else "Other")]
-        lines += ["%s: %s" % header for header in headers]
-        self._chunked = length is None and not until_close
-        if length is not None:
-            lines.append("content-length: %d" % length)
-        elif self._chunked:
-            lines.append("transfer-encoding: chunked")
-        head = [(line + "\r\n").encode("latin-1") for line in lines] + [b"\r\n"]
-        for part in head if slowly else [b"".join(head)]:
-            if slowly:
-                await self.pause()
-            self.connection.write(part)
-        await self.connection.drain()
-
-    async def data(self, data):
-        if self._chunked:
-            data = b"%x\r\n%s\r\n" % (len(data), data)
-        for start in range(0, len(data), 65536):
-            self.connection.write(data[start : start + 65536])
-            await self.connection.drain()
-
-    async def end(self):
-        if self._chunked:
-            self.connection.write(b"0\r\n\r\n")
-        await self.connection.drain()
-
-
-class HTTP1Server(Server):
-    async def serve(self, connection):
-        while True:
-            first, headers = await read_head(connection.reader)
-            method, path, _ = first.split(" ")
-            exchange = HTTP1Exchange(self, method, path, headers)
-            exchange.connection = connection
-            exchange.close = headers.get("connection", "").lower() == "close"
-            async for _, size in read_body(connection.reader, headers):
-                exchange.body_length += size
+class HTTP1(Connection):
+    async def serve(self):
+        close = False
+        while not close:
+            (method, target, _), headers = await read_head(self.reader)
+            length = 0
+            async for _, size in read_body(self.reader, headers):
+                length += size
+            exchange = Exchange(self, method, target, headers, length)
             await answer(exchange)
-            if exchange.close:
-                return
+            close = exchange.close
 
 
 class HTTP2Exchange(Exchange):
-    stream_id = 0
-    speaker = None
+    """What does not fit into the client's windows waits in `queue`."""
 
-    async def start(self, status, headers, length=None, slowly=False, until_close=False):
-        headers = [(":status", str(status))] + [h for h in headers if h[0] != "connection"]
-        if length is not None:
-            headers.append(("content-length", str(length)))
-        if slowly:
-            await self.pause()
-        self.speaker.h2.send_headers(self.stream_id, headers)
-        await self.speaker.send()
+    task = None
+    queue = b""
+    ended = False
 
-    async def data(self, data):
-        h2 = self.speaker.h2
-        while data:
-            room = min(
-                h2.local_flow_control_window(self.stream_id), h2.max_outbound_frame_size
-            )
+    def start(self, status=200, headers=(), length=None):
+        length = [] if length is None else [("content-length", str(length))]
+        self.connection.h2.send_headers(self.stream_id, [(":status", str(status))] + list(headers) + length)
+        self.connection.send()
+
+    def data(self, data):
+        self.queue += data
+        self.flush()
+
+    def end(self):
+        self.ended = True
+        self.flush()
+
+    def flush(self):
+        h2 = self.connection.h2
+        while self.queue:
+            room = min(h2.local_flow_control_window(self.stream_id), h2.max_outbound_frame_size)
             if room <= 0:
-                await self.speaker.more_room()
-                continue
-            h2.send_data(self.stream_id, data[:room])
-            data = data[room:]
-            await self.speaker.send()
-
-    async def end(self):
-        self.speaker.h2.end_stream(self.stream_id)
-        await self.speaker.send()
-
-
-class HTTP2Speaker:
-    """One HTTP/2 connection: a task that reads, and a task for each stream that answers."""
-
-    def __init__(self, server, connection):
-        import h2.config
-        import h2.connection
-
-        self.server = server
-        self.connection = connection
-        self.h2 = h2.connection.H2Connection(
-            h2.config.H2Configuration(client_side=False, header_encoding="utf-8")
-        )
-        self._streams = {}
-        self._tasks = {}
-        self._room = asyncio.Event()
-
-    async def send(self):
-        data = self.h2.data_to_send()
-        if data:
-            self.connection.write(data)
-        await self.connection.drain()
-
-    async def more_room(self):
-        self._room.clear()
-        await self._room.wait()
+                break
+            h2.send_data(self.stream_id, self.queue[:room])
+            self.queue = self.queue[room:]
+        if self.ended and not self.queue:
+            h2.end_stream(self.stream_id)
+            del self.connection.streams[self.stream_id]
+        self.connection.send()
 
     async def run(self):
-        import h2.exceptions
+        # The client may have left, or closed the stream.
+        with contextlib.suppress(asyncio.CancelledError, h2.exceptions.ProtocolError):
+            await answer(self)
 
+
+class HTTP2(Connection):
+    """A task that reads, and a task for each stream that answers."""
+
+    async def serve(self):
+        config = h2.config.H2Configuration(client_side=False, header_encoding="utf-8")
+        self.h2 = h2.connection.H2Connection(config)
+        self.h2.initiate_connection()
+        self.streams = {}
         try:
-            self.h2.initiate_connection()
-            await self.send()
-            while True:
-                data = await self.connection.reader.read(65536)
-                if not data:
-                    return
-                try:
-                    events = self.h2.receive_data(data)
-                except h2.exceptions.ProtocolError as exc:
-                    # What the client sent is nonsense: that is a finding, so keep it.
-                    self.server.protocol_errors.append(exc)
-                    self.connection.write(self.h2.data_to_send())
-                    return
-                for event in events:
-                    self._handle(event)
-                await self.send()
+            data = await self.reader.read(65536)
+            while data:
+                for event in self.h2.receive_data(data):
+                    self.handle(event)
+                self.send()
+                data = await self.reader.read(65536)
+        except h2.exceptions.ProtocolError as exc:
+            # What the client sent is nonsense: that is a finding, so keep it.
+            self.server.protocol_errors.append(exc)
+            self.send()
         finally:
-            tasks = list(self._tasks.values())
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
+            for number in list(self.streams):
+                self.forget(number)
 
-    def _handle(self, event):
-        import h2.events
+    def send(self):
+        data = self.h2.data_to_send()
+        if data:
+            self.write(data)
 
+    def forget(self, number):
+        exchange = self.streams.pop(number, None)
+        if exchange is not None and exchange.task is not None:
+            exchange.task.cancel()
+
+    def handle(self, event):
+        exchange = self.streams.get(getattr(event, "stream_id", None))
         if isinstance(event, h2.events.RequestReceived):
             headers = dict(event.headers)
-            exchange = HTTP2Exchange(
-                self.server, headers[":method"], headers[":path"], headers
-            )
+            exchange = HTTP2Exchange(self, headers[":method"], headers[":path"], headers)
             exchange.stream_id = event.stream_id
-            exchange.speaker = self
-            self._streams[event.stream_id] = exchange
+            self.streams[event.stream_id] = exchange
         elif isinstance(event, h2.events.DataReceived):
-            exchange = self._streams.get(event.stream_id)
             if exchange is not None:
-                exchange.body_length += len(event.data)
-            if exchange is None or exchange.path != "/stall":
-                self.h2.acknowledge_received_data(
-                    event.flow_controlled_length, event.stream_id
-                )
-            else:  # An upload that gets no further than the window: only the connection goes on.
-                self.h2.increment_flow_control_window(event.flow_controlled_length)
-        elif isinstance(event, h2.events.StreamEnded):
-            exchange = self._streams.pop(event.stream_id, None)
-            if exchange is not None:
-                self._tasks[event.stream_id] = self.server.loop.create_task(
-                    self._answer(exchange)
-                )
+                exchange.length += len(event.data)
+            self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        elif isinstance(event, h2.events.StreamEnded) and exchange is not None:
+            exchange.task = self.server.loop.create_task(exchange.run())
         elif isinstance(event, h2.events.StreamReset):
-            self.server.resets += 1
-            self._streams.pop(event.stream_id, None)
-            task = self._tasks.get(event.stream_id)
-            if task is not None:
-                task.cancel()
-        elif isinstance(
-            event, (h2.events.WindowUpdated, h2.events.RemoteSettingsChanged)
-        ):
-            self._room.set()
-
-    async def _answer(self, exchange):
-        import h2.exceptions
-
-        try:
-            await answer(exchange)
-        except (asyncio.CancelledError, OSError, h2.exceptions.StreamClosedError):
-            pass
-        except h2.exceptions.ProtocolError:
-            if not self.connection.lost:
-                raise
-        finally:
-            self._tasks.pop(exchange.stream_id, None)
+            self.forget(event.stream_id)
+        elif isinstance(event, (h2.events.WindowUpdated, h2.events.RemoteSettingsChanged)):
+            for waiting in list(self.streams.values()):
+                if waiting.queue:
+                    with contextlib.suppress(h2.exceptions.StreamClosedError):  # The event comes next.
+                        waiting.flush()
 
 
-class HTTP2Server(Server):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.protocol_errors = []
-
-    async def serve(self, connection):
-        await HTTP2Speaker(self, connection).run()
+# -- Proxies -----------------------------------------------------------------------------------
 
 
-class _Upstream(asyncio.Protocol):
+class Upstream(asyncio.Protocol):
     """The far side of a proxied connection: what it says goes to the client as it is."""
 
     def __init__(self, client):
-        self._client = client
-
-    def connection_made(self, transport):
-        self.transport = transport
+        self.client = client
 
     def data_received(self, data):
-        if not self._client.transport.is_closing():
-            self._client.write(data)
+        self.client.write(data)
 
     def connection_lost(self, exc):
-        self._client.transport.close()
+        self.client.transport.close()
 
 
-class _Relay(Server):
-    async def serve(self, connection):
-        upstreams = []
+class Relay(Connection):
+    upstream = None
 
-        async def connect(host, port):
-            transport, _ = await self.loop.create_connection(
-                lambda: _Upstream(connection), host, port
-            )
-            upstreams.append(transport)
-            return transport
+    def connection_lost(self, exc):
+        super().connection_lost(exc)
+        if self.upstream is not None:
+            self.upstream.close()
 
-        try:
-            await self.relay(connection, connect)
-        finally:
-            for transport in upstreams:
-                transport.close()
+    async def connect(self, host, port):
+        self.upstream, _ = await self.server.loop.create_connection(lambda: Upstream(self), host, int(port))
 
-    async def relay(self, connection, connect):
-        raise NotImplementedError
-
-    async def copy(self, connection, upstream):
-        while True:
-            data = await connection.reader.read(65536)
-            if not data:
-                return
-            upstream.write(data)
+    async def copy(self):
+        while not self.reader.at_eof():
+            self.upstream.write(await self.reader.read(65536))
 
 
-class ProxyServer(_Relay):
+class Proxy(Relay):
     """Forwards http:// requests, and tunnels what comes by CONNECT."""
 
-    async def relay(self, connection, connect):
-        upstream = None
+    async def serve(self):
         while True:
-            first, headers = await read_head(connection.reader)
-            method, target, version = first.split(" ")
+            (method, target, version), headers = await read_head(self.reader)
+            url = urlsplit(target if "://" in target else "//" + target)
+            if self.upstream is None:
+                await self.connect(url.hostname, url.port)
             if method == "CONNECT":
-                host, _, port = target.rpartition(":")
-                upstream = await connect(host, int(port))
-                connection.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-                await self.copy(connection, upstream)
+                self.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                await self.copy()
                 return
-            _, _, rest = target.partition("://")
-            authority, _, path = rest.partition("/")
-            if upstream is None:
-                host, _, port = authority.rpartition(":")
-                upstream = await connect(host, int(port))
-            lines = ["%s /%s %s" % (method, path, version)]
-            lines += ["%s: %s" % item for item in headers.items()]
-            upstream.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-            async for data, _ in read_body(connection.reader, headers):
-                upstream.write(data)
+            lines = ["%s %s %s" % (method, url.path, version)] + ["%s: %s" % item for item in headers.items()]
+            self.upstream.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+            async for data, _ in read_body(self.reader, headers):
+                self.upstream.write(data)
 
 
-class SOCKSServer(_Relay):
-    """SOCKS5 without authentication."""
+class SOCKS(Relay):
+    """SOCKS5 to IPv4 addresses, without authentication."""
 
-    scheme = "socks5"
+    async def serve(self):
+        _, methods = await self.reader.readexactly(2)
+        await self.reader.readexactly(methods)
+        self.write(b"\x05\x00")
+        assert (await self.reader.readexactly(4))[3] == 1  # An IPv4 address.
+        host = socket.inet_ntoa(await self.reader.readexactly(4))
+        await self.connect(host, int.from_bytes(await self.reader.readexactly(2), "big"))
+        self.write(b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00")
+        await self.copy()
 
-    async def relay(self, connection, connect):
-        reader = connection.reader
-        _, methods = await reader.readexactly(2)
-        await reader.readexactly(methods)
-        connection.write(b"\x05\x00")
-        _, _, _, kind = await reader.readexactly(4)
-        if kind == 1:
-            host = socket.inet_ntoa(await reader.readexactly(4))
-        else:
-            (length,) = await reader.readexactly(1)
-            host = (await reader.readexactly(length)).decode()
-        port = int.from_bytes(await reader.readexactly(2), "big")
-        upstream = await connect(host, port)
-        connection.write(b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00")
-        await self.copy(connection, upstream)
+
+# -- The servers -------------------------------------------------------------------------------
+
+
+class Server:
+    """Listens on several ports, each an origin of its own (`urls`), or on a UNIX socket."""
+
+    def __init__(self, kind=HTTP1, origins=1, context=None, uds=None):
+        self.kind = kind
+        self.context = context
+        self.uds = uds
+        self.opened = 0
+        self.connections = set()
+        self.errors = []
+        self.protocol_errors = []
+        self.gates = collections.defaultdict(asyncio.Event)
+        self._listeners = []
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self.urls = [self._call(self._listen()) for _ in range(origins)]
+        self.url = self.urls[0]
+
+    def _run(self):
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
+
+    def _call(self, coro):
+        """Run a coroutine in the thread and return its result."""
+        return asyncio.run_coroutine_threadsafe(coro, self.loop).result(30)
+
+    async def _listen(self):
+        def make():
+            return self.kind(self)
+
+        if self.uds is not None:
+            self._listeners.append(await self.loop.create_unix_server(make, self.uds))
+            return "http://127.0.0.1"
+        listener = await self.loop.create_server(make, "127.0.0.1", 0, backlog=1000)
+        self._listeners.append(listener)
+        scheme = "https" if self.context else "socks5" if self.kind is SOCKS else "http"
+        return "%s://127.0.0.1:%d" % (scheme, listener.sockets[0].getsockname()[1])
+
+    @property
+    def open_connections(self):
+        """How many connections are open now; `opened` counts all since `reset()`."""
+        return len(self.connections)
+
+    def gone(self, seconds=2):
+        """Wait until no connection is left; tell whether that came true."""
+        end = time.monotonic() + seconds
+        while self.connections and time.monotonic() < end:
+            time.sleep(0.001)
+        return not self.connections
+
+    async def _end(self, how):
+        while self.connections:
+            for connection in list(self.connections):
+                getattr(connection.transport, how)()
+            await asyncio.sleep(0.001)
+
+    def hang_up(self):
+        """End every connection, as a server does that has been idle for too long."""
+        self._call(self._end("close"))
+
+    def reset(self):
+        """Cut every connection and count from zero, so that one failed check does not spoil the next."""
+        self._call(self._end("abort"))
+        self.opened = 0
+
+    def open_gate(self, name):
+        """Let the requests for /gate/<name> go on to their end."""
+        self.loop.call_soon_threadsafe(lambda: self.gates[name].set())
+
+    async def _stop(self):
+        for listener in self._listeners:
+            listener.close()
+        await self._end("abort")
+        tasks = all_tasks(self.loop) - {current_task()}
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def close(self):
+        self._call(self._stop())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(30)
+        assert not self.errors, self.errors
+
+
+def raw_server(origins=1):
+    return contextlib.closing(Server(origins=origins))
+
+
+def authority():
+    """A certificate authority; None where trustme cannot be installed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # On Python 3.6 and 3.7 cryptography says that they are old.
+        try:
+            import trustme
+        except ImportError:
+            return None
+        return trustme.CA()
+
+
+def client_context(trusted):
+    """A context for clients; a new one each time, as httpcore sets its ALPN protocols."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # Without the authorities of this machine.
+    if trusted is not None:
+        trusted.configure_trust(context)
+    return context
 
 
 class Servers:
     """All of them, each started when it is first asked for."""
 
-    def __init__(self, thread, directory):
-        self._thread = thread
-        self._directory = directory
-        self._started = {}
-        self._authority = None
+    def __init__(self, stack):
+        self._stack = stack
+        self._authority = authority()
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        self._kinds = {
+            "plain": lambda: Server(),
+            "tls": lambda: Server(context=self._context("http/1.1")),
+            "http2": lambda: Server(HTTP2, context=self._context("h2")),
+            "uds": lambda: Server(uds=os.path.join(directory, "socket")),
+            "proxy": lambda: Server(Proxy),
+            "socks": lambda: Server(SOCKS),
+        }
 
-    def _server(self, name, make):
-        if name not in self._started:
-            self._started[name] = make().start()
-        return self._started[name]
+    def __getattr__(self, name):
+        if name not in self._kinds:
+            raise AttributeError(name)
+        setattr(self, name, self._stack.enter_context(contextlib.closing(self._kinds[name]())))
+        return getattr(self, name)
 
-    @property
-    def _ca(self):
-        if tls_problem():
+    def _context(self, protocol):
+        if self._authority is None:
             import pytest  # The benchmarks do without.
 
-            pytest.skip(tls_problem())
-        if self._authority is None:
-            with warnings.catch_warnings():
-                # On Python 3.6 and 3.7 cryptography says that they are old.
-                warnings.simplefilter("ignore")
-                import trustme
-
-                self._authority = trustme.CA()
-        return self._authority
-
-    def _server_context(self, *protocols):
+            pytest.skip("trustme is not installed: cffi does not run on free-threaded Python 3.13")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.set_alpn_protocols(list(protocols))
-        self._ca.issue_cert("127.0.0.1", "localhost").configure_cert(context)
+        context.set_alpn_protocols([protocol])
+        self._authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
         return context
 
     def client_context(self):
-        """A context for clients; a new one each time, as httpcore sets its ALPN protocols."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # Without the authorities of this machine.
-        if not tls_problem():
-            self._ca.configure_trust(context)
-        return context
-
-    @property
-    def plain(self):
-        return self._server("plain", lambda: HTTP1Server(self._thread))
-
-    @property
-    def tls(self):
-        context = lambda: self._server_context("http/1.1")  # noqa: E731
-        return self._server("tls", lambda: HTTP1Server(self._thread, tls=context()))
-
-    @property
-    def http2(self):
-        context = lambda: self._server_context("h2")  # noqa: E731
-        return self._server("http2", lambda: HTTP2Server(self._thread, tls=context()))
-
-    @property
-    def uds(self):
-        path = os.path.join(self._directory, "socket")
-        return self._server("uds", lambda: HTTP1Server(self._thread, uds=path))
-
-    @property
-    def proxy(self):
-        return self._server("proxy", lambda: ProxyServer(self._thread))
-
-    @property
-    def socks(self):
-        return self._server("socks", lambda: SOCKSServer(self._thread))
-
-    def stop(self):
-        # The proxies go first: they hold connections to the others.
-        for name in sorted(self._started, key=lambda name: name not in ("proxy", "socks")):
-            self._started[name].stop()
+        return client_context(self._authority)
 
 
 @contextlib.contextmanager
 def serve():
-    directory = tempfile.mkdtemp()
-    try:
-        with LoopThread() as thread:
-            servers = Servers(thread, directory)
-            try:
-                yield servers
-            finally:
-                servers.stop()
-    finally:
-        shutil.rmtree(directory)
+    with contextlib.ExitStack() as stack:
+        yield Servers(stack)

@@ -1,205 +1,91 @@
-"""Put pools right after an exchange that ended badly.
+"""Guard the connection pools of httpcore that a client uses.
 
-What a dead exchange held is in the frames that its exception came through: which pool,
-which connection, how far it had come, which socket was half open. Reading them costs a
-healthy request nothing, and needs no hook inside httpcore.
-
-One module a generation of httpcore knows how its pools keep their books. Each has
-`read(frames)`, which finds the exchanges in the frames, `open_exchange(stream)`, which
-finds the one behind a response stream, and `settle(exchange)`, which restores the rule:
-a pool holds only connections that are idle, closed, or in use by a request that is
-still running. `settle` does not wait; it returns what is left to close on the network.
+To guard a pool is to replace its class by a subclass of it. Its attributes stay as they were, for tools that look at
+them. There is one module for each generation of httpcore, which says how the books of `books` are kept there.
 """
 
 import functools
 import sys
-import types
-from typing import Any, Callable, Iterator, List, Optional, Set, Tuple
+import threading
+from typing import Any, Iterator
 
 from .. import _stats
-from . import counted, listed
-from ._common import HANDLE as HANDLE
-from ._common import close_method as close_method
-from .steady import make_writes_steady
+from .books import subclass
 
-# Layer, function, the frame, and what came through it. To look at a frame's variables costs a
-# copy that lives as long as the frame: only where they are needed.
-Frame = Tuple[str, str, types.FrameType, BaseException]
-Closer = Callable[[], Any]
-
-_BELOW = ("socket", "asyncio.tasks")
-_warned = False
+_lock = threading.RLock()
 
 
 @functools.lru_cache(maxsize=None)
 def generation() -> Any:
-    """Return the module for the httpcore that is installed, or None for none we know."""
+    """Return the module for the httpcore that is installed, or None for an unknown one."""
     version = getattr(sys.modules.get("httpcore"), "__version__", "")
-    for prefixes, module in ((("0.11.", "0.12.", "0.13."), counted), (("0.14.",), listed)):
-        if version.startswith(prefixes):
-            return module
-    fall_back(LookupError(version))
-    return None
+    if version.startswith("0.14."):
+        from . import httpcore014 as module
+    elif version.startswith(("0.11.", "0.12.", "0.13.")):
+        from . import httpcore011 as module  # type: ignore[no-redef]
+    else:
+        _stats.fall_back(LookupError("httpcore " + version))
+        return None
+    return module
 
 
-def frames_of(exc: BaseException, guards: Any) -> List[Frame]:
-    """Return the frames of httpx, httpcore and below that `exc` came through.
-
-    `guards` are the ids of the code objects of our guards. What lies under another guard has been
-    seen to there, if that one acts; an exception from before this exchange has gone through one too.
-    """
-    found: List[Frame] = []
-    pending: List[Any] = [(exc, True)]
-    seen: Set[int] = set()
-    while pending:
-        one, first = pending.pop(0)
-        if one is None or id(one) in seen or len(seen) > 20:
-            continue
-        seen.add(id(one))
-        own: List[Frame] = []
-        inside = False
-        traceback = one.__traceback__
-        if first and traceback is not None:
-            traceback = traceback.tb_next  # The guard itself.
-        while traceback is not None:
-            frame = traceback.tb_frame
-            if id(frame.f_code) in guards and frame.f_locals["acts"]:
-                if not first:
-                    own = []
-                inside = True
-                break
-            layer = _layer_of(frame.f_globals.get("__name__", ""))
-            if layer:
-                own.append((layer, frame.f_code.co_name, frame, one))
-            traceback = traceback.tb_next
-        found += own
-        pending += [(other, False) for other in getattr(one, "exceptions", ())]
-        if not inside:  # Else these have been seen there too.
-            pending += [(one.__cause__, False), (one.__context__, False)]
-    return found
+def guard_pools(client: Any, settings: Any) -> None:
+    """Guard each pool that `client` may use, for the guards that obey `settings`. Raises nothing."""
+    try:
+        module = generation()
+        for pool in () if module is None else _pools_of(client, tuple(module.POOLS)):
+            current = vars(pool).get("_settings")
+            if current is None:
+                _guard(pool, settings, module)
+            elif not current.active:
+                pool._settings = settings
+    except Exception as failure:
+        _stats.fall_back(failure)
+    except BaseException:
+        _stats.let_go(_lock)
+        raise
 
 
-@functools.lru_cache(maxsize=1000)
-def _layer_of(module: str) -> str:
-    """Return what a module of httpx, httpcore or below is called there, "" for others."""
-    ours = module.startswith(("httpx.", "httpcore.", "anyio.")) or module in _BELOW
-    return module.rpartition(".")[2] if ours else ""
-
-
-def settle(exchanges: List[Any]) -> List[Closer]:
-    """Settle each exchange; return what is left to close. Never raises."""
-    closers: List[Closer] = []
-    for exchange in exchanges:
+def _guard(pool: Any, settings: Any, module: Any) -> None:
+    kind: Any = type(pool)
+    plain = next(one for one in module.POOLS if issubclass(kind, one))
+    mixins = module.POOLS[plain]
+    missing = [name for name in module.POOL_NEEDS if not hasattr(pool, name)]
+    if missing:
+        raise AttributeError(f"{kind.__name__} has no attribute {missing[0]!r}")
+    with _lock:
+        if "_settings" in vars(pool) or not mixins[0].is_quiet(pool):
+            return  # Another thread has guarded it, or it is busy and the next request will.
+        pool._steps, pool._plain_kind, pool.plain, pool._attempts = threading.RLock(), kind, plain, {}
         try:
-            exchange.settle(closers)
-        except Exception as failure:
-            fall_back(failure)
-    return closers
+            with pool._steps:
+                guarded = subclass(plain, *mixins, plain)
+                # A subclass of httpcore's keeps the methods that it overrides.
+                pool.__class__ = guarded if kind is plain else subclass(kind, kind, guarded)
+                pool.open_books()
+                pool._settings = settings
+        except BaseException:
+            if "_settings" not in vars(pool):
+                pool.__class__ = kind
+            _stats.let_go(pool._steps)
+            raise
 
 
-def exchanges_in(frames: List[Frame], streams: List[Any]) -> List[Any]:
-    """Return the exchanges that the frames show, and those behind the open streams."""
-    books = generation()
-    if books is None:
-        return []
-    try:
-        found: List[Any] = books.read(frames)
-        for stream in streams:
-            exchange = open_exchange(stream)
-            if exchange is not None:
-                found.append(exchange)
-        return found
-    except Exception as failure:
-        fall_back(failure)
-        return []
-
-
-def open_exchange(stream: Any) -> Optional[Any]:
-    """Return the exchange behind a response stream of httpx, if a pool serves it."""
-    books = generation()
-    try:
-        while books is not None and stream is not None:
-            exchange = books.open_exchange(stream)
-            if exchange is not None:
-                return exchange
-            stream = _inside(stream)
-    except Exception as failure:
-        fall_back(failure)
-    return None
-
-
-def unsettled_exchange(stream: Any) -> Optional[Any]:
-    """Return the exchange behind `stream` if closing it would leave something behind."""
-    books = generation()
-    try:
-        while books is not None and stream is not None:
-            if type(stream).__name__ == books.STREAM:
-                return books.open_exchange(stream) if books.is_unsettled(stream) else None
-            stream = _inside(stream)
-    except Exception as failure:
-        fall_back(failure)
-    return None
-
-
-def exchanges_of(client: Any, request: Any) -> List[Any]:
-    """Return what `request` has under way in the pools of `client`, as their books tell."""
-    books = generation()
-    if books is not listed:
-        return []
-    return [
-        exchange
-        for pool in _pools_in(_transports_of(client))
-        for exchange in listed.exchanges_of(pool, request)
-    ]
-
-
-def prepare(client: Any, close_timeout: float) -> None:
-    """Do for the pools of `client` what must be done before they are used."""
-    for pool in _pools_in(_transports_of(client)):
-        make_writes_steady(pool, close_timeout)
-        if hasattr(pool, "_requests"):
-            listed.give_back_at_once(pool)
-
-
-def is_repairable(client: Any) -> bool:
-    """Tell whether responses of `client` can be seen to when a request has ended.
-
-    That is so for pools that list their requests, as long as nothing is around them.
-    """
-    httpx = sys.modules["httpx"]
-    kinds = [getattr(httpx, name, None) for name in ("AsyncHTTPTransport", "HTTPTransport")]
-    return generation() is listed and all(
-        one is None or type(one) in kinds for one in _transports_of(client)
-    )
-
-
-def _transports_of(client: Any) -> List[Any]:
+def _pools_of(client: Any, kinds: Any) -> Iterator[Any]:
+    """Yield the pools in a client's transports, also in those that wrap others."""
     mounts = getattr(client, "_mounts", None) or getattr(client, "_proxies", {})
-    return [client._transport, *mounts.values()]
-
-
-def _pools_in(transports: List[Any]) -> Iterator[Any]:
-    """Yield the pools of httpcore in `transports`, also inside those that wrap others."""
-    pending = list(transports)
+    pending = [one for one in (client._transport, *mounts.values()) if one is not None]
+    at_most = len(pending) + 50
     for one in pending:
-        if hasattr(one, "_network_backend") or hasattr(one, "_add_to_pool"):
+        if isinstance(one, kinds):
             yield one
-        elif len(pending) < 50:
+        elif len(pending) < at_most:
             for value in getattr(one, "__dict__", {}).values():
-                if hasattr(value, "handle_async_request") or hasattr(value, "arequest"):
-                    pending.append(value)
+                several = value if isinstance(value, (list, tuple, dict)) else [value]
+                if len(several) < 50:  # Longer ones are a cache, or a log.
+                    several = list(several.values()) if isinstance(several, dict) else several
+                    pending += [other for other in several if isinstance(other, kinds) or _is_transport(other)]
 
 
-def _inside(stream: Any) -> Any:
-    inner = getattr(stream, "_stream", None)
-    return inner if inner is not None else getattr(stream, "_httpcore_stream", None)
-
-
-def fall_back(failure: Exception) -> None:
-    """Warn, once, that this httpcore keeps its books in a way that we do not know."""
-    global _warned
-    if not _warned:
-        _warned = True
-        version = getattr(sys.modules.get("httpcore"), "__version__", "(unknown)")
-        what = f"cannot put the pools of httpcore {version} right, only close responses"
-        _stats.warn_of(what, failure)
+def _is_transport(value: Any) -> bool:
+    return any(hasattr(type(value), name) for name in ("handle_async_request", "handle_request", "arequest"))

@@ -1,0 +1,91 @@
+"""httpcore 0.14, whose pools list their connections and their requests as `books` does."""
+
+# mypy: ignore-errors
+
+import operator
+from typing import Any
+
+import httpcore
+from httpcore._exceptions import ConnectionNotAvailable, PoolTimeout
+from httpcore._models import Response
+
+from .aio import AsyncPool
+from .books import Books, Exchange, guarded_kind
+from .connections import AsyncConnection, Connection, nested
+from .threads import SyncPool
+
+POOL_NEEDS = ("_pool", "_requests", "_max_connections", "_max_keepalive_connections", "_pool_lock", "create_connection")
+
+
+class Books014(Books):
+    """How a pool of 0.14 is taken over."""
+
+    NotAvailable, PoolTimeout = ConnectionNotAvailable, PoolTimeout
+    listed = property(lambda self: self._pool)
+    exchanges = property(lambda self: self._requests)
+
+    def is_quiet(self: Any) -> bool:
+        """Return whether no plain request waits in this pool, or is in the middle of changing it."""
+        return not self._pool_lock._lock.locked() and all(status.connection for status in self._requests)
+
+    def open_books(self: Any) -> None:
+        self.count()
+        for connection in self._pool:
+            self._guard(connection, self._users[connection] > 0)
+
+    def prepare(self: Any, request: Any) -> Any:
+        if request.url.scheme not in (b"http", b"https"):
+            return None
+        timeout = request.extensions.get("timeout", {}).get("pool")
+        send = operator.methodcaller(self.request_method, request)
+        return Exchange(self, request, request.url.origin, timeout, send)
+
+    def respond(self: Any, answer: Any, body: Any, exchange: Exchange) -> Any:
+        content = body(answer.stream, exchange)
+        return Response(answer.status, headers=answer.headers, content=content, extensions=answer.extensions)
+
+    def make_connection(self: Any, origin: Any) -> Any:
+        connection = self.create_connection(origin)
+        self._guard(connection, False)
+        return connection
+
+    def _guard(self: Any, connection: Any, is_in_use: bool) -> None:
+        for one in nested(connection):
+            if hasattr(one, "_connection"):
+                one.__class__ = guarded_kind(type(one), self.connection_kind)
+                one.take_over(self._attempts, is_in_use)
+
+    def take_up(self: Any, status: Any) -> bool:
+        """Serve a request that began before this pool was guarded."""
+        status.key, status.origin = status.request, status.request.url.origin
+        self.serve()
+        return status.connection is not None
+
+
+class Async014(AsyncPool, Books014):
+    """What an async pool has besides, for requests that began before it was guarded."""
+
+    connection_kind = AsyncConnection
+
+    async def _attempt_to_acquire_connection(self, status: Any) -> bool:
+        return self.take_up(status)
+
+    async def response_closed(self, status: Any) -> None:
+        self.settle(status)
+
+
+class Sync014(SyncPool, Books014):
+    """The same for a sync pool."""
+
+    connection_kind = Connection
+
+    def _attempt_to_acquire_connection(self, status: Any) -> bool:
+        with self._steps:
+            return self.take_up(status)
+
+    def response_closed(self, status: Any) -> None:
+        self.settle(status)
+
+
+# How to guard each of httpcore's pools.
+POOLS = {httpcore.AsyncConnectionPool: [Async014], httpcore.ConnectionPool: [Sync014]}

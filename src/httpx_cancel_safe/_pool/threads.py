@@ -1,0 +1,97 @@
+"""What sync pools of all generations do in the same way.
+
+A signal handler may raise between any two lines. So each step can be repeated, the next step completes one that was cut
+short, and no lock stays taken.
+"""
+
+import threading
+from typing import Any, Optional
+
+from .._stats import let_go
+from .bodies import SyncBody
+from .books import Books, Exchange
+
+
+class Latch:
+    """What a request waits on for its connection.
+
+    Not an Event, which is Python code around a lock that an exception can leave locked.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def open(self) -> None:
+        if self._lock.locked():
+            self._lock.release()
+
+    def wait(self, timeout: Optional[float]) -> None:
+        self._lock.acquire(timeout=-1 if timeout is None else timeout)
+
+
+class SyncPool(Books):
+    """The way of an exchange through a pool. Every step is taken under one lock, which is never held over I/O."""
+
+    request_method = "handle_request"
+    _steps: Any  # An RLock: a finalizer or a signal handler may take it again in the thread that holds it.
+
+    def enter(self: Any, exchange: Optional[Exchange]) -> bool:
+        if exchange is not None:
+            exchange.latch = Latch()
+            exchange.wake = exchange.latch.open
+        with self._steps:
+            # While this thread waited for the lock, another one may have made this a plain pool again.
+            return isinstance(self, SyncPool) and super().enter(exchange)
+
+    def handle_request(self: Any, *args: Any, **kwargs: Any) -> Any:
+        plain = getattr(self.plain, self.request_method)
+        exchange = self.prepare(*args, **kwargs)
+        if not self.enter(exchange):
+            return plain(self, *args, **kwargs)
+        return self.respond(self.run_exchange(exchange), SyncBody, exchange)
+
+    def run_exchange(self: Any, exchange: Any) -> Any:
+        """Send an exchange once it has a connection, and return the answer."""
+        latch = exchange.latch
+        try:
+            while True:
+                latch.wait(0 if exchange.connection is not None else exchange.timeout)
+                if exchange.connection is None:
+                    raise self.PoolTimeout
+                try:
+                    return exchange.send(exchange.connection)
+                except self.NotAvailable:  # After all. It waits again, in its old place.
+                    with self._steps:
+                        latch.wait(0)  # Another thread may open it as long as the connection is set.
+                        exchange.connection = None
+                        self.serve()
+        except BaseException as exc:
+            self.settle(exchange, exc)
+            raise
+
+    def serve(self: Any) -> None:
+        for exchange in self.exchanges:
+            if exchange.connection is not None and getattr(exchange, "wake", None) is not None:
+                exchange.wake()  # It may have been given one without being woken.
+        super().serve()
+
+    serve_soon = serve
+
+    def settle(self: Any, exchange: Any, exc: Optional[BaseException] = None) -> None:
+        try:
+            with self._steps:
+                super().settle(exchange, exc)
+                if exc is not None:
+                    self.serve()  # Completes what it has cut short.
+        finally:
+            # The exception may have come as this thread took the lock, or was about to give it back.
+            if exc is not None:
+                let_go(self._steps)
+
+    def close(self: Any) -> None:
+        with self._steps:
+            self.cut_all()
+        self.plain.close(self)
+        with self._steps:
+            self.serve()  # Requests that wait go on, where httpcore has not refused to close.

@@ -1,0 +1,618 @@
+"""Situations in which a release of this library was wrong, each with its variants.
+
+Pools are of httpcore's own; what stands below them is a server on loopback, or a network that hangs.
+"""
+
+import asyncio
+import contextlib
+import copy
+import functools
+import gc
+import sys
+import textwrap
+from types import SimpleNamespace
+from unittest import mock
+
+import anyio
+import httpx
+import pytest
+
+import httpx_cancel_safe
+
+from .support import compat, programs
+from .support.network import Network, SyncNetwork
+from .support.stepping import at_once, cancel, passes, start
+from .support.transports import Answers, AsyncAdapter, AsyncBody, Body, SyncAnswers
+
+pytestmark = [
+    pytest.mark.skipif(compat.FIXED, reason="nothing is patched on httpx %s" % httpx.__version__),
+    pytest.mark.anyio,
+]
+
+URL = "http://service.test/"
+asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+
+
+def make(base, limit=1, **options):
+    return compat.make_client(base, False, limit=limit, **dict({"pool_timeout": 0.5}, **options))
+
+
+async def is_whole(client, url):
+    """Expect the next request to succeed, and the client to close without an error."""
+    assert (await client.get(url)).content == b"hello"
+    await client.aclose()
+
+
+async def all_closed(server):
+    for _ in range(1000):  # The loop has to go on for sockets to close.
+        if not server.open_connections:
+            return True
+        await anyio.sleep(0.002)
+    return False
+
+
+# An async generator around a response is closed by its consumer.
+async def lines(client, url):
+    async with client.stream("GET", url) as response:
+        async for chunk in response.aiter_bytes():
+            yield chunk
+
+
+async def sent(client, url):
+    response = await client.send(client.build_request("GET", url), stream=True)
+    try:
+        async for chunk in response.aiter_raw():
+            yield chunk
+    finally:
+        await response.aclose()
+
+
+@pytest.mark.parametrize("generator", [lines, sent])
+async def test_a_generator_that_is_closed_closes_its_response_before_aclose_returns(servers, guarded, generator):
+    client = make(guarded.AsyncClient, pool_timeout=0.001)
+    for _ in range(2):
+        chunks = generator(client, servers.plain.url + "/gate/never")
+        await chunks.__anext__()
+        await chunks.aclose()
+        assert "active" not in compat.connections_of(client)
+    await is_whole(client, servers.plain.url + "/get")
+    await passes()  # Of httpx's own generators, which the loop closes.
+
+
+@asyncio_only
+async def test_a_custom_response_in_a_generator_that_is_closed_is_closed_by_the_same_task(guarded):
+    tasks = []
+
+    async def close():
+        await passes(3)
+        tasks.append(compat.current_task())
+
+    async with guarded.AsyncClient(transport=Answers(AsyncBody(close=close))) as client:
+        chunks = lines(client, URL)
+        await chunks.__anext__()
+        await chunks.aclose()
+        assert tasks == [compat.current_task()]
+
+
+# Requests in clean-up code raise what they raise anywhere else.
+async def in_generator(request):
+    async def session():
+        try:
+            yield
+        finally:
+            await request()
+
+    generator = session()
+    await generator.__anext__()
+    await generator.aclose()
+
+
+async def in_except(request, handled=LookupError):
+    try:
+        raise handled
+    except handled:
+        await request()
+
+
+# The last as after a driver that closed a coroutine by hand.
+WHERE = [in_generator, in_except, functools.partial(in_except, handled=GeneratorExit)]
+in_clean_up = pytest.mark.parametrize("where", WHERE, ids=["generator", "except", "GeneratorExit"])
+
+
+@in_clean_up
+@pytest.mark.parametrize("raised", [RuntimeError("mine"), KeyError("mine"), httpx.ReadTimeout("mine", request=None)])
+async def test_an_error_in_clean_up_code_stays_that_error(guarded, where, raised):
+    class Fails(AsyncAdapter):
+        async def exchange(self, asked):
+            await anyio.sleep(0)
+            raise raised
+
+    async def request():
+        async with guarded.AsyncClient(transport=Fails()) as client:
+            with pytest.raises(type(raised)) as caught:
+                await client.get(URL)
+            assert caught.value is raised
+        if compat.HTTPX >= (0, 18):  # Before, a closed client sends again.
+            with pytest.raises(RuntimeError, match="closed"):
+                await client.get(URL)
+        raise EOFError  # The code goes on.
+
+    with pytest.raises(EOFError):
+        await where(request)
+
+
+@in_clean_up
+@pytest.mark.parametrize("keepalive", [0, 5])
+async def test_requests_that_succeed_in_clean_up_code_keep_the_limit_of_idle_connections(guarded, keepalive, where):
+    """A fail-over: some twenty requests at once, each while its caller handles an exception."""
+    network = Network()
+    client = network.under(make(guarded.AsyncClient, limit=100, keepalive=keepalive))
+
+    async def request():
+        assert (await client.get(URL)).status_code == 200
+
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(where, request)
+    if compat.HTTPX >= (0, 21):  # Before, httpcore keeps the limit by and by.
+        assert len(compat.connections_of(client)) <= keepalive
+        assert network.open <= keepalive
+    await client.aclose()
+    assert network.open == 0
+
+
+# User code between httpx and the pool waits while it is cleaned up.
+class Auth(httpx.Auth):
+    """Awaits in its `finally`: in a cancelled scope that raises anew, in place of the first cancel."""
+
+    def __init__(self, raises):
+        self.raises = raises
+
+    async def async_auth_flow(self, request):
+        try:
+            await anyio.sleep(0)
+            response = yield request
+            yield response.request
+        finally:
+            if self.raises is not None:
+                raise self.raises
+            await anyio.sleep(0)
+
+
+@pytest.mark.parametrize("raises", [None, LookupError("of the auth flow")], ids=["waits", "raises"])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.filterwarnings("ignore:Async generator 'tests:ResourceWarning")  # httpx before 0.18 closes no auth flow.
+async def test_code_that_waits_while_it_is_cancelled_costs_no_connection(servers, guarded, raises, nested):
+    """Other code that waits is in the sweep: auth flows, hooks and bodies."""
+    if raises and compat.HTTPX < (0, 18):
+        pytest.skip("the garbage collector closes auth flows there, and has nobody to tell")
+    client = make(guarded.AsyncClient)
+    with anyio.move_on_after(0.05), contextlib.ExitStack() as stack:
+        if nested:
+            stack.enter_context(anyio.CancelScope())
+        with contextlib.suppress(LookupError):
+            await client.get(servers.plain.url + "/hang-headers", auth=Auth(raises))
+        await anyio.sleep(0)
+    await passes(3)  # Python 3.6 cancels a little later.
+    assert "active" not in compat.connections_of(client)
+    await is_whole(client, servers.plain.url + "/get")
+    assert await all_closed(servers.plain)
+
+
+# A request dies while another one makes room for it.
+@pytest.mark.parametrize("cancels", [0, 1, 2])
+async def test_a_waiter_that_dies_while_room_is_made_leaves_its_place(guarded, cancels, anyio_backend):
+    """Two origins and a pool of one: the idle connection takes its time to close. With 0, a scope is cancelled."""
+    if cancels and anyio_backend == "trio":
+        pytest.skip("trio has scopes only")
+    network = Network(close_takes=0.05)
+    client = network.under(make(guarded.AsyncClient))
+    held = await client.send(client.build_request("GET", URL), stream=True)
+    waiters = []
+
+    async def wait():
+        with anyio.CancelScope() as scope:
+            waiters.append(compat.current_task() if cancels else scope)
+            await client.get("http://other.test/")
+
+    async with anyio.create_task_group() as group:
+        if cancels:
+            start(wait())
+        else:
+            group.start_soon(wait)
+        await passes(5)
+        group.start_soon(held.aread)
+        await passes(5)
+        for _ in range(cancels or 1):
+            waiters[0].cancel()
+            await passes(1)
+    await passes()
+    await is_whole(client, URL)
+    await passes()
+    assert compat.connections_of(client) == [] and compat.requests_of(client) == 0
+
+
+# httpx #2139: closed right after wait_for().
+async def stream(client, url):
+    async with client.stream("GET", url) as response:
+        await response.aread()
+
+
+@asyncio_only
+@pytest.mark.parametrize("request_", [httpx.AsyncClient.get, stream])
+@pytest.mark.parametrize("path", ["/hang-headers", "/hang-body"])
+@pytest.mark.parametrize("number", [1, 3])
+async def test_a_client_closed_right_after_wait_for_closes_quietly(servers, guarded, path, request_, number):
+    """On Python 3.6 wait_for() raises before the task that it cancelled has run."""
+    for seconds in (0.0005, 0.002, 0.01, 0.03):
+        async with make(guarded.AsyncClient, limit=number, timeout=0.5) as client:
+            tasks = [start(request_(client, servers.plain.url + path)) for _ in range(number)]
+            waits = [asyncio.wait_for(task, seconds) for task in tasks]
+            raised = await asyncio.gather(*waits, return_exceptions=True)
+        await asyncio.wait(tasks)
+        for task, result in zip(tasks, raised):
+            if compat.WAIT_FOR_SWALLOWS and not task.cancelled():
+                # The cancel met httpcore's own wait_for() as that ended. The request goes on, into its own timeout.
+                assert isinstance(task.exception(), httpx.ReadTimeout)
+            else:
+                assert task.cancelled() and isinstance(result, asyncio.TimeoutError), result
+    assert await all_closed(servers.plain)
+
+
+@asyncio_only
+@pytest.mark.parametrize("path", ["/hang-headers", "/hang-body"])
+async def test_a_client_closed_right_after_task_cancel_closes_quietly(servers, guarded, path):
+    client = make(guarded.AsyncClient)
+    task = start(client.get(servers.plain.url + path))
+    while not servers.plain.open_connections:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.01)  # Before Python 3.12 wait_for() loses a cancel that comes with a connection.
+    task.cancel()
+    await client.aclose()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert await all_closed(servers.plain)
+
+
+# HTTP/2: a timeout of one request on a shared connection.
+@pytest.mark.skipif(
+    compat.HTTPX < (0, 18) or sys.version_info < (3, 8), reason="one stream's exception is every stream's there"
+)
+@pytest.mark.parametrize("path", ["/hang-headers", "/hang-body"])
+@pytest.mark.parametrize("neighbour", [False, True])
+async def test_no_request_gets_an_http2_connection_whose_socket_is_closed(servers, guarded, path, neighbour):
+    url = servers.http2.url
+    client = compat.make_client(guarded.AsyncClient, servers.client_context(), http2=True)
+    await client.get(url + "/get")
+
+    async def next_to_it():
+        with contextlib.suppress(httpx.TransportError):  # httpcore before 0.14 closes the socket under it.
+            await client.get(url + "/gate/next-to-it")
+
+    async with anyio.create_task_group() as group:
+        if neighbour:
+            group.start_soon(next_to_it)
+            await passes(5)
+        with pytest.raises(httpx.ReadTimeout):
+            await client.get(url + path, timeout=httpx.Timeout(5, read=0.1))
+        servers.http2.open_gate("next-to-it")
+    for _ in range(2):
+        assert (await client.get(url + "/get")).content == b"hello"
+    await is_whole(client, url + "/get")
+
+
+# What worked goes on working: mocks and copies.
+FAKE = SimpleNamespace(status_code=200)
+
+
+async def returns_fake(*args, **kwargs):
+    await anyio.sleep(0)
+    return FAKE
+
+
+class Callable:
+    """No function, and bound to nothing, as mock.AsyncMock is."""
+
+    def __call__(self, *args, **kwargs):
+        return self
+
+    def __await__(self):  # An awaitable that is no coroutine.
+        return returns_fake().__await__()
+
+
+FAKES = [returns_fake, Callable(), lambda *args, **kwargs: Callable()]
+FAKES.append(getattr(mock, "AsyncMock", mock.Mock)(side_effect=returns_fake))
+FAKES = [("AsyncClient", fake) for fake in FAKES] + [("Client", mock.Mock(return_value=FAKE))]
+
+
+@pytest.mark.parametrize("order", ["patched first", "mocked first", "class"])
+@pytest.mark.parametrize("name, fake", FAKES, ids=lambda value: type(value).__name__)
+async def test_a_mocked_send_works_in_every_order(name, fake, order):
+    client = getattr(httpx_cancel_safe, "Safe" + name) if order == "class" else getattr(httpx, name)
+    with contextlib.ExitStack() as stack:
+        if order == "patched first":
+            stack.enter_context(httpx_cancel_safe.patched())
+        stack.enter_context(mock.patch.object(getattr(httpx._client, name), "send", fake))
+        if order == "mocked first":
+            stack.enter_context(httpx_cancel_safe.patched())
+        response = client(trust_env=False).get(URL)
+        assert (response if name == "Client" else await response) is FAKE
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.filterwarnings("ignore:Unclosed <")  # httpx 0.16 and 0.17, of the original.
+async def test_a_copied_client_uses_its_own_transport_and_outlives_the_original(guarded, is_async):
+    kind, answers, body = guarded.Client, SyncAnswers, Body
+    if is_async:
+        kind, answers, body = guarded.AsyncClient, Answers, AsyncBody
+    bodies = body(), body()
+
+    async def closed_after(action, *args):
+        result = action(*args)
+        if is_async:
+            await result
+        return [one.closed for one in bodies]
+
+    first = kind(transport=answers(bodies[0]), trust_env=False)
+    assert await closed_after(first.get, URL) == [1, 0]
+    second, third = copy.copy(first), copy.copy(first)
+    second._transport = answers(bodies[1])
+    del first
+    gc.collect()
+    assert await closed_after(second.get, URL) == [1, 1]
+    assert await closed_after(third.get, URL) == [2, 1]
+    for client in (second, third):
+        await closed_after(client.aclose if is_async else client.close)
+
+
+@pytest.mark.parametrize("method", ["__enter__", "__exit__"])
+@pytest.mark.parametrize("event", ["call", "return"])
+def test_ctrl_c_at_a_lock_of_httpcore_comes_out_and_nothing_hangs(guarded, method, event):
+    """On its connections: the pool has locks of its own in place of httpcore's. See test_sync_sweep.py for those."""
+    if compat.HTTPX >= (0, 21):
+        from httpcore._synchronization import Lock
+    else:
+        from httpcore._backends.sync import SyncLock as Lock
+    client = SyncNetwork().under(make(guarded.Client))
+    code, raised = getattr(Lock, method).__code__, KeyboardInterrupt()
+
+    def trace(frame, what, argument):
+        if frame.f_code is code and what == event:
+            sys.settrace(None)
+            raise raised
+        return trace if frame.f_code is code else None
+
+    def interrupted():
+        sys.settrace(trace)
+        try:
+            client.get(URL)
+        except KeyboardInterrupt as exc:
+            return exc
+        finally:
+            sys.settrace(None)
+
+    (outcome,) = at_once(interrupted)  # In a thread, which no other tracer follows.
+    assert outcome in (raised, None)
+    client.get(URL)
+    client.close()
+
+
+class AllFailed(Exception):
+    @property
+    def exceptions(self):
+        raise AssertionError("nobody's business")
+
+
+@pytest.mark.parametrize("phase", ["read", "body"])
+def test_whatever_the_caller_handles_an_interrupted_request_gives_back(guarded, phase):
+    network = SyncNetwork(phase, raises=KeyboardInterrupt())
+    client = network.under(make(guarded.Client))
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            raise AllFailed
+        except AllFailed:
+            client.get(URL)
+    network.hangs = None
+    assert client.get(URL).content == b"hello"
+    client.close()
+    assert network.open == 0
+
+
+@asyncio_only
+@pytest.mark.skipif(sys.version_info < (3, 8), reason="a task does not give out its coroutine there")
+@pytest.mark.parametrize("held", ["coroutine", "task", "frame"])
+async def test_a_close_may_refer_to_what_runs_it(guarded, held):
+    async def close():
+        task = compat.current_task()
+        reference = {"coroutine": task.get_coro(), "task": task, "frame": sys._getframe()}[held]
+        await asyncio.sleep(0.05)
+        del reference, task
+
+    async def job():
+        async with guarded.AsyncClient(transport=Answers(AsyncBody(close=close))) as client:
+            async with client.stream("GET", URL):
+                pass
+
+    task = start(job())
+    await passes(5)
+    await cancel(task)
+
+
+# -- Pools that plain requests use, too --------------------------------------------------------
+
+
+async def three_at_once(server, client, gate, then):
+    """Begin a request, do `then`, and begin two that wait for its connection; return the statuses of all."""
+    statuses = []
+
+    async def get(path):
+        statuses.append((await client.get(server.url + path)).status_code)
+
+    before = server.opened
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(get, "/gate/" + gate)
+            while server.opened == before:
+                await anyio.sleep(0.001)
+            await anyio.sleep(0.02)
+            then()
+            group.start_soon(get, "/get")
+            group.start_soon(get, "/get")
+            await passes(5)
+            server.open_gate(gate)
+    return statuses
+
+
+async def test_requests_that_wait_for_one_begun_before_patch_are_served(servers, anyio_backend):
+    client = make(httpx.AsyncClient, pool_timeout=5)
+    statuses = await three_at_once(servers.plain, client, "before-" + anyio_backend, httpx_cancel_safe.patch)
+    assert statuses == [200] * 3
+    await is_whole(client, servers.plain.url + "/get")
+
+
+@pytest.mark.skipif(compat.HTTPX < (0, 21), reason="httpx itself lets requests wait beside idle connections")
+async def test_requests_are_served_where_a_tool_has_wrapped_the_pool(servers, guarded, anyio_backend, monkeypatch):
+    client = make(guarded.AsyncClient, pool_timeout=5)
+    pool = type(compat.pool_of(client))
+    plain, calls = pool.handle_async_request, []
+
+    async def traced(self, request):
+        calls.append(request)
+        return await plain(self, request)
+
+    monkeypatch.setattr(pool, "handle_async_request", traced)
+    gate = "traced-%s-%s" % (anyio_backend, guarded.AsyncClient.__name__)
+    assert await three_at_once(servers.plain, client, gate, lambda: None) == [200] * 3
+    assert len(calls) == 3
+    await is_whole(client, servers.plain.url + "/get")
+
+
+class Cache(dict):
+    def values(self):
+        raise AssertionError("looked for transports among cached answers")
+
+
+async def test_a_pool_is_found_beside_many_mounts_and_a_large_cache(guarded):
+    network = Network("read")
+    client = network.under(make(guarded.AsyncClient))
+    mounts = client._mounts if hasattr(client, "_mounts") else client._proxies
+    # As NO_PROXY makes them.
+    mounts.update((httpx._utils.URLPattern("http://host-%d.test" % number), None) for number in range(100))
+    client._transport.cache = Cache.fromkeys(range(1000))
+    with anyio.move_on_after(0.02):
+        await client.get(URL)
+    network.hangs = None
+    assert (compat.connections_of(client), compat.requests_of(client)) == ([], 0)
+    await is_whole(client, URL)
+
+
+@asyncio_only
+async def test_attempts_to_connect_that_nobody_waits_for_are_few_and_end_with_the_client(guarded):
+    loop = asyncio.get_event_loop()
+    before = compat.all_tasks(loop)
+    client = Network("connect").under(make(guarded.AsyncClient))
+    for _ in range(20):
+        task = start(client.get(URL))
+        await passes(5)
+        await cancel(task)
+    await passes(3)
+    assert len(compat.all_tasks(loop) - before) <= 11
+    await client.aclose()
+    assert compat.all_tasks(loop) == before
+
+
+@asyncio_only
+async def test_a_dropped_request_raises_the_error_of_its_own_clean_up(guarded):
+    class Fails(AsyncAdapter):
+        async def exchange(self, asked):
+            try:
+                await asyncio.sleep(999)
+            finally:
+                raise RuntimeError("mine")
+
+    async with guarded.AsyncClient(transport=Fails()) as client:
+        request = client.get(URL)
+        request.send(None)
+        with pytest.raises(RuntimeError, match="mine"):
+            request.close()
+    await passes()  # httpx up to 0.17 leaves an auth flow behind, for the loop to close.
+
+
+@pytest.mark.skipif(compat.HTTPX < (0, 21), reason="a pool is a transport before")
+async def test_a_pool_within_a_transport_that_retries_is_settled(servers, guarded):
+    """It swallows the cancel that ends an attempt, so `send` succeeds: only the pool can see what happened."""
+
+    class Retries(httpx.AsyncHTTPTransport):
+        async def handle_async_request(self, request):
+            for path in ("/hang-headers", "/hang-body", "/get"):
+                request.url = httpx.URL(servers.plain.url + path)
+                with anyio.move_on_after(0.05 if "hang" in path else 20):
+                    response = await super().handle_async_request(request)
+                    await response.aread()
+                    return response
+
+    limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+    transport = Retries(limits=limits, verify=False)
+    async with guarded.AsyncClient(transport=transport, timeout=httpx.Timeout(20, pool=0.5)) as client:
+        assert (await client.get(URL)).content == b"hello"
+        assert compat.connections_of(client) == ["idle"]
+
+
+@pytest.mark.parametrize("stack", ["async", "sync"])
+async def test_a_response_from_before_the_guard_closes_quietly(servers, stack, monkeypatch, caplog):
+    """It is open when its pool becomes a guarded one."""
+    monkeypatch.setattr("httpx_cancel_safe._stats._has_fallen_back", False)
+    url = servers.plain.url + "/get"
+    client = make(httpx.AsyncClient if stack == "async" else httpx.Client, limit=2)
+    try:
+        if stack == "async":
+            async with client.stream("GET", url):
+                httpx_cancel_safe.patch()
+                await client.get(url)
+            await is_whole(client, url)
+        else:
+            with client, client.stream("GET", url):
+                httpx_cancel_safe.patch()
+                client.get(url)
+            assert client.is_closed
+    finally:
+        httpx_cancel_safe.unpatch()
+    assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == []
+
+
+VENDOR = """
+    import anyio, logging, sys
+    import httpcore, httpx, httpx_cancel_safe
+
+    class Hidden:
+        '''An attribute that nobody finds but httpcore itself.'''
+
+        def __get__(self, pool, kind):
+            if pool is None or not sys._getframe(1).f_globals["__name__"].startswith("httpcore."):
+                raise AttributeError("{name}")
+            return vars(pool)["{name}"]
+
+        def __set__(self, pool, value):
+            vars(pool)["{name}"] = value
+
+    httpcore.AsyncConnectionPool.{name} = Hidden()
+    logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+    httpx_cancel_safe.patch()
+
+    async def main():
+        async with httpx.AsyncClient(trust_env=False) as client:
+            for _ in range(3):
+                print((await client.get("{url}/get")).text)
+
+    anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("name", ["_requests", "_pool"] if compat.HTTPX >= (0, 21) else ["_connections"])
+def test_an_httpcore_that_is_not_understood_is_left_alone_with_one_warning(servers, name):
+    """It names the attribute that was missing, and no request fails that would have worked."""
+    found = programs.run("-c", textwrap.dedent(VENDOR.format(name=name, url=servers.plain.url)))
+    lines = found.stdout.splitlines()
+    assert lines.count("hello") == 3, found.stderr
+    (warning,) = [line for line in lines if line.startswith("WARNING")]
+    assert name in warning
