@@ -10,6 +10,7 @@ import functools
 import gc
 import sys
 import textwrap
+import time
 from types import SimpleNamespace
 from unittest import mock
 
@@ -515,10 +516,46 @@ async def test_attempts_to_connect_that_nobody_waits_for_are_few_and_end_with_th
         task = start(client.get(URL))
         await passes(5)
         await cancel(task)
-    await passes(3)
+    await passes(25)
     assert len(compat.all_tasks(loop) - before) <= 11
     await client.aclose()
     assert compat.all_tasks(loop) == before
+
+
+@asyncio_only
+@pytest.mark.parametrize("number", [1, 30])
+async def test_a_loop_that_is_held_up_costs_no_socket(servers, guarded, number, monkeypatch):
+    """What connects and what gives up then come in the same pass."""
+    monkeypatch.setattr(httpx_cancel_safe._pool.aio, "_PATIENCE", 0)
+    for before in range(1, 12):
+        client = make(guarded.AsyncClient, limit=number)
+        tasks = [start(client.get(servers.plain.url)) for _ in range(number)]
+        await passes(before)
+        time.sleep(0.01)  # noqa: ASYNC251 - it is what holds the loop up.
+        await passes(1)
+        await cancel(*tasks)
+        await client.aclose()
+    gc.collect()
+    assert await all_closed(servers.plain)
+
+
+def test_a_loop_that_was_closed_while_something_connected_costs_no_other_its_close(guarded):
+    client = Network("connect").under(make(guarded.AsyncClient))
+
+    async def give_up():
+        task = start(client.get(URL))
+        await passes(5)
+        await cancel(task)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(give_up())
+    another = asyncio.new_event_loop()
+    another.run_until_complete(client.aclose())
+    another.close()
+    for task in compat.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(asyncio.sleep(0.01))
+    loop.close()
 
 
 @asyncio_only

@@ -8,7 +8,7 @@ from typing import Any, Deque, Dict, List, Optional
 from .._scopes import current_task, library
 from .bodies import AsyncBody
 from .books import Books, Exchange
-from .sockets import let_close
+from .sockets import cancel_late, let_close
 
 # For how many passes of the loop the close of a pool waits for requests that are being cancelled.
 _PASSES = 100
@@ -21,7 +21,7 @@ class AsyncPool(Books):
 
     request_method = "handle_async_request"
     _due: Any = None  # The loop that will serve the waiting exchanges, in its next pass.
-    _attempts: Dict[Any, None]  # Attempts to connect that nobody waits for any more.
+    _attempts: Dict[Any, Any]  # Attempts to connect that nobody waits for any more, and their loops.
 
     def enter(self: Any, exchange: Optional[Exchange]) -> bool:
         kind = library()
@@ -91,12 +91,13 @@ class AsyncPool(Books):
             await asyncio.sleep(0)
         for exchange in cancelled:
             self.settle(exchange, asyncio.CancelledError())
-        for _ in range(2):
-            attempts = list(self._attempts)
+        for _ in range(2 if self._attempts and library() == "asyncio" else 0):
+            here = asyncio.get_event_loop()
+            attempts = [one for one, loop in self._attempts.items() if loop is here]
             if attempts:
                 await asyncio.wait(attempts, timeout=_PATIENCE)
             for attempt in attempts:
-                attempt.cancel()
+                cancel_late(attempt)
 
 
 def _is_being_cancelled(exchange: Any) -> bool:

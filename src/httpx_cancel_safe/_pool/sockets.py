@@ -11,8 +11,10 @@ from .._scopes import library
 
 # Seconds for which an attempt to connect may go on when nobody waits for it any more.
 _CONNECT_LIMIT = 5.0
-# How many such attempts a pool may have. With more, the oldest is cancelled, which may lose its socket.
+# How many such attempts a pool may have. Those beyond are cancelled early.
 _MOST_ATTEMPTS = 10
+# In how many passes of the loop an attempt ends once its socket is connected. Cancelled in one of them, it may lose it.
+_PASSES = 20
 
 
 def _innermost(stream: Any) -> Any:
@@ -75,6 +77,14 @@ def _abort(transport: Any, stream: Any) -> None:
         _stats.close_failed(exc)
 
 
+def cancel_late(attempt: Any, passes: int = _PASSES) -> None:
+    """Cancel an attempt to connect some passes of the loop later, in which one that has just succeeded ends."""
+    if passes:
+        asyncio.get_event_loop().call_soon(cancel_late, attempt, passes - 1)
+    else:
+        attempt.cancel()
+
+
 async def let_close() -> None:
     """Wait until what was aborted is closed, which takes asyncio two passes."""
     for _ in range(2 if library() == "asyncio" else 0):
@@ -92,7 +102,7 @@ def is_cut_off(stream: Any) -> bool:
 class SyncOpening:
     """A network backend, for one connection, which notes the socket that it opens."""
 
-    def __init__(self, backend: Any, attempts: Dict[Any, None]) -> None:
+    def __init__(self, backend: Any, attempts: Dict[Any, Any]) -> None:
         self.plain = backend
         self._attempts = attempts
         self._opened: Any = None
@@ -131,12 +141,11 @@ class AsyncOpening(SyncOpening):
         except BaseException:
             limit = None
             if not attempt.done() and library():
-                self._attempts[attempt] = None
+                loop = self._attempts[attempt] = asyncio.get_event_loop()
                 if len(self._attempts) > _MOST_ATTEMPTS:
-                    oldest = next(iter(self._attempts))
-                    del self._attempts[oldest]
-                    oldest.cancel()
-                limit = asyncio.get_event_loop().call_later(_CONNECT_LIMIT, attempt.cancel)
+                    cancel_late(attempt)
+                else:
+                    limit = loop.call_later(_CONNECT_LIMIT, cancel_late, attempt)
             attempt.add_done_callback(functools.partial(self._give_up, limit))
             raise
         return self._opened
