@@ -4,7 +4,6 @@ See support/custom.py for the streams and how they are interrupted.
 """
 
 import asyncio
-import contextlib
 import sys
 
 import anyio
@@ -15,7 +14,7 @@ import httpx_cancel_safe
 
 from .support import compat, custom
 from .support.network import Network
-from .support.stepping import cancel, passes, start
+from .support.stepping import passes, start
 from .support.transports import Answers, AsyncBody
 
 pytestmark = pytest.mark.skipif(compat.FIXED, reason="nothing is patched on httpx %s" % httpx.__version__)
@@ -54,21 +53,6 @@ def test_every_sync_response_is_closed_to_the_end(guarded, error, close_error):
 
 
 # -- What else may go wrong between the transport and the caller -------------------------------
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("error", [ValueError(), custom.Abort()], ids=repr)
-async def test_a_failing_cookie_jar(guarded, error):
-    def fail(response):
-        raise error
-
-    body = AsyncBody(close=lambda: passes(3))
-    async with guarded.AsyncClient(transport=Answers(body)) as client:
-        client.cookies.extract_cookies = fail
-        with pytest.raises(type(error)) as caught:
-            await client.get(custom.URL)
-    assert caught.value is error
-    assert (body.began, body.closed) == (1, 1)
 
 
 @pytest.mark.anyio
@@ -124,31 +108,6 @@ async def test_an_error_comes_out_before_a_cancel_that_came_during_the_close(gua
 
 
 @pytest.mark.anyio
-@asyncio_only
-async def test_a_close_that_cannot_be_stopped_is_given_up():
-    over = []
-
-    async def close():
-        for _ in range(100000):  # No end, but for a test that fails.
-            if over:
-                return
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(0)
-
-    async def fail():
-        raise custom.Abort
-
-    before = httpx_cancel_safe.stats().timed_out
-    with httpx_cancel_safe.patched(close_timeout=0.02):
-        async with httpx.AsyncClient(transport=Answers(AsyncBody(fail, close))) as client:
-            with pytest.raises(custom.Abort):
-                await client.get(custom.URL)
-    assert httpx_cancel_safe.stats().timed_out == before + 1
-    over.append(True)
-    await passes()
-
-
-@pytest.mark.anyio
 async def test_a_close_that_hangs_is_given_up_after_a_cancel_of_a_scope_around_it(anyio_backend):
     """Nothing had gone wrong before, so there was no limit; the scope ends as it does without the patch."""
     with httpx_cancel_safe.patched(close_timeout=0.02):
@@ -158,7 +117,6 @@ async def test_a_close_that_hangs_is_given_up_after_a_cancel_of_a_scope_around_i
     assert scope.cancel_called
     if sys.version_info >= (3, 11) and anyio_backend == "asyncio":
         assert compat.current_task().cancelling() == 0
-
 
 
 # -- A limit inside a limit --------------------------------------------------------------------
@@ -215,20 +173,4 @@ async def test_the_limit_that_ran_out_is_the_one_that_ends(guarded, below, runs_
     assert await limits(client.get(custom.URL), *seconds) == runs_out
     if sys.version_info >= (3, 11) and anyio_backend == "asyncio":
         assert compat.current_task().cancelling() == 0
-    await client.aclose()
-
-
-@pytest.mark.anyio
-@asyncio_only
-async def test_a_gathered_request_that_is_cancelled_takes_no_other_with_it(guarded):
-    network = Network("read")
-    client = network.under(compat.make_client(guarded.AsyncClient, False, limit=3))
-    dies = start(client.get(custom.URL))
-    while not network.reached:
-        await asyncio.sleep(0)
-    network.hangs = None
-    both = asyncio.gather(dies, client.get(custom.URL), return_exceptions=True)
-    await cancel(dies)
-    first, second = await both
-    assert isinstance(first, asyncio.CancelledError) and second.status_code == 200
     await client.aclose()

@@ -283,13 +283,4 @@ async def test_beside_a_safe_client_others_are_as_httpx_made_them():
     await loses_its_connection(*make(httpx.AsyncClient))
 
 
-# 10. What works without it works with it.
-async def test_a_healthy_request_is_the_same_with_and_without(guarded):
-    """The same answer, one idle connection that the second request uses again; see test_same.py."""
-    network, client = make(guarded.AsyncClient)
-    for _ in range(2):
-        assert (await client.get(URL)).content == b"hello"
-        assert compat.connections_of(client) == ["idle"]
-    assert len(network.streams) == 1
-    await client.aclose()
-    assert network.open == 0
+# 10. What works without it works with it: see test_same.py.

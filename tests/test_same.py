@@ -26,7 +26,6 @@ MEANT = {
     "client_closed_while_requests_wait": (HTTPX >= (0, 21), "who waits gets PoolTimeout, and no ValueError"),
     "stream_fails_to_close_after_a_failure": (HTTPX >= (0, 19), "the exception that ended the request comes out"),
     "pool_timeout": (True, "no TimeoutError comes before the PoolTimeout"),
-    "retries_after_faults": (HTTPX >= (0, 21), "the connection of an attempt that was given up is free again"),
     "client_closed_before_stream": CLOSED_EARLY,
     "generator_left_to_the_loop": CLOSED_EARLY,
     "sync_full_pool": (HTTPX < (0, 22), BESIDE_IDLE + ", and who got PoolTimeout leaves the queue"),

@@ -7,7 +7,6 @@ import gc
 import pickle
 import socket
 import sys
-from unittest import mock
 
 import anyio
 import httpx
@@ -15,7 +14,7 @@ import httpx
 from ..support.compat import HTTPX
 from ..support.noise import scrub
 from ..support.stepping import passes
-from ..support.transports import AsyncAdapter, AsyncBody, AsyncTransportBase
+from ..support.transports import AsyncAdapter, AsyncBody
 from . import program
 
 LONG = "/chunks?n=50&each=2"
@@ -390,21 +389,9 @@ async def auth_flows(w):
         await then_another(w, "/ok", client=client, auth=flow)
 
 
-# -- Mocks, copies, subclasses -----------------------------------------------------------------
+# -- Copies, subclasses ------------------------------------------------------------------------
 
 
-@program
-async def send_is_mocked(w):
-    async def send(self, request, **options):
-        return httpx.Response(200, content=b"mocked", request=request)
-
-    client = w.client()
-    with mock.patch.object(w.AsyncClient, "send", send):
-        w.notes.append((await client.get(w.url + "/ok")).text)
-    w.notes.append((await client.get(w.url + "/ok")).text)
-
-
-@program
 async def client_is_copied(w):
     client = w.client(limit=2)
     before = sorted(vars(client))
@@ -461,43 +448,12 @@ async def asgi(w):
     await client.get("http://app.test/bad")
 
 
-def small_transport():
-    limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
-    return httpx.AsyncHTTPTransport(verify=False, limits=limits)
-
-
 @program(since=(0, 18))
 async def clients_share_a_transport(w):
-    shared = small_transport()
+    limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+    shared = httpx.AsyncHTTPTransport(verify=False, limits=limits)
     one, two = w.client(transport=shared), w.client(transport=shared)
     return [(await client.get(w.url + "/ok")).text for client in (one, two, one)]
-
-
-class Retries(AsyncTransportBase):
-    """Sends to one path after another, each with a limit of its own."""
-
-    def __init__(self, paths):
-        self.inner = small_transport()
-        self._pool, self.paths = self.inner._pool, paths
-
-    async def handle_async_request(self, *args, **kwargs):
-        for path in self.paths:
-            if HTTPX >= (0, 20):
-                args[0].url = args[0].url.copy_with(path=path)
-            else:
-                args = (args[0], args[1][:3] + (path.encode(),))
-            with contextlib.suppress(httpx.TransportError), anyio.move_on_after(0.03 if path == "/hang" else 5):
-                return await self.inner.handle_async_request(*args, **kwargs)
-        raise httpx.ConnectError("all failed")
-
-    async def aclose(self):
-        await self.inner.aclose()
-
-
-@program(since=(0, 18))
-async def retries_after_faults(w):
-    client = w.client(transport=Retries(["/drop", "/hang", "/ok"]), pool_timeout=0.2)
-    return (await client.get(w.url + "/")).text, (await client.get(w.url + "/")).text
 
 
 class Enters(AsyncAdapter):

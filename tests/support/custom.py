@@ -4,11 +4,9 @@ The transport here answers from memory. Each stream takes several awaits to clos
 of it. Nothing depends on the clock.
 """
 
-import asyncio
 import itertools
 
 import anyio
-import sniffio
 
 from . import compat, scenarios
 from .compat import httpx
@@ -25,6 +23,7 @@ except ImportError:  # Python 3.6.
     caller = None
 
 URL = "http://custom.test"
+NEXT = 1e-9  # In the next pass. This waits for something that comes from the loop, not by a bare yield.
 SCENARIOS = [scenarios.redirect, scenarios.hooks, scenarios.auth]
 SCENARIOS += [scenarios.stream, scenarios.stream_unread, scenarios.send_and_close]
 # What they ask for: status, headers and body.
@@ -35,25 +34,13 @@ ANSWERS = {
 }
 
 
-async def event():
-    """Wait for something that comes from the loop, not by a bare yield."""
-    happened = anyio.Event()
-    if sniffio.current_async_library() == "asyncio":
-        asyncio.get_event_loop().call_soon(happened.set)
-    else:
-        import trio
-
-        trio.lowlevel.current_trio_token().run_sync_soon(happened.set)
-    await happened.wait()
-
-
 # -- Streams -----------------------------------------------------------------------------------
 
 
 class Stream(AsyncStreamBase):
     """Marks itself closed first, as httpcore's streams do: a second close does nothing."""
 
-    again = False  # Whether a close that was interrupted can be done again, by any task.
+    again = False  # Whether a close that was interrupted can be done again.
 
     def __init__(self, case, chunks):
         self.case = case
@@ -63,6 +50,7 @@ class Stream(AsyncStreamBase):
 
     async def opened(self):
         """Called by the transport, in the task of the request."""
+        self.task = anyio.get_current_task().id
 
     async def __aiter__(self):
         for chunk in self.chunks:
@@ -75,7 +63,7 @@ class Stream(AsyncStreamBase):
         self.began += 1
         try:
             await anyio.sleep(0)
-            await event()
+            await anyio.sleep(NEXT)
             await self.need()
             await anyio.sleep(0)
         except Abort:
@@ -84,13 +72,20 @@ class Stream(AsyncStreamBase):
         self.ended += 1
 
     async def need(self):
-        """What a stream of a special kind does while it closes."""
+        """Expect to be closed by the task that opened this, in its context."""
+        if anyio.get_current_task().id != self.task:
+            self.case.problems.append("closed by another task")
+        if caller is not None and caller.get(None) is not self.case:
+            self.case.problems.append("closed in another context")
 
 
 class Again(Stream):
-    """Can be closed again, to the end."""
+    """Can be closed again, to the end, by any task."""
 
     again = True
+
+    async def need(self):
+        pass
 
 
 class HoldsScope(Stream):
@@ -113,31 +108,7 @@ class HoldsScope(Stream):
             raise
 
 
-class HoldsLimiter(Stream):
-    """Holds one of anyio's limiters, which refuse to be released by another task."""
-
-    async def opened(self):
-        self.limiter = anyio.CapacityLimiter(1)
-        await self.limiter.acquire()
-
-    async def need(self):
-        self.limiter.release()
-
-
-class OwnTask(Stream):
-    """Must be closed by the task that opened it, in its context."""
-
-    async def opened(self):
-        self.task = anyio.get_current_task().id
-
-    async def need(self):
-        if anyio.get_current_task().id != self.task:
-            self.case.problems.append("closed by another task")
-        if caller is not None and caller.get(None) is not self.case:
-            self.case.problems.append("closed in another context")
-
-
-KINDS = [Stream, Again, HoldsScope, HoldsLimiter, OwnTask]
+KINDS = [Stream, Again, HoldsScope]
 
 
 class Case(AsyncAdapter):
@@ -153,7 +124,7 @@ class Case(AsyncAdapter):
         self.problems = []
 
     async def exchange(self, asked):
-        await event()
+        await anyio.sleep(NEXT)
         await anyio.sleep(0)
         status, headers, chunks = ANSWERS[asked.path]
         stream = self.kind(self, chunks)

@@ -52,8 +52,6 @@ class AsyncStream(Stream):
         self.take(data)
 
     async def aclose(self):
-        if self.network.close_takes:
-            await anyio.sleep(self.network.close_takes)
         self.is_open = False
 
 
@@ -73,9 +71,8 @@ class SyncStream(Stream):
 class SyncNetwork:
     """`hangs` names the phase in which it hangs: connect, write, read (no answer) or body (half an answer)."""
 
-    def __init__(self, hangs=None, close_takes=0, raises=None):
+    def __init__(self, hangs=None, raises=None):
         self.hangs = hangs
-        self.close_takes = close_takes
         self.raises = raises
         self.reached = 0
         self.streams = []
