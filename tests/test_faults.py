@@ -136,19 +136,23 @@ class Callable:
         return returns_fake().__await__()
 
 
-FAKES = [("AsyncClient", returns_fake), ("AsyncClient", Callable()), ("Client", mock.Mock(return_value=FAKE))]
+FAKES = [("AsyncClient", fake) for fake in (returns_fake, Callable(), lambda *args, **kwargs: Callable())]
+FAKES.append(("Client", mock.Mock(return_value=FAKE)))
 
 
 @pytest.mark.parametrize("order", ["patched first", "mocked first", "class"])
 @pytest.mark.parametrize("name, fake", FAKES, ids=lambda value: type(value).__name__)
 async def test_a_mocked_send_works_in_every_order(name, fake, order):
     client = getattr(httpx_cancel_safe, "Safe" + name) if order == "class" else getattr(httpx, name)
+    mocked = getattr(httpx._client, name)
     with contextlib.ExitStack() as stack:
         if order == "patched first":
             stack.enter_context(httpx_cancel_safe.patched())
-        stack.enter_context(mock.patch.object(getattr(httpx._client, name), "send", fake))
+        stack.enter_context(mock.patch.object(mocked, "send", fake))
         if order == "mocked first":
             stack.enter_context(httpx_cancel_safe.patched())
+        if not hasattr(fake, "__get__"):  # A guard on a function is meant.
+            assert vars(mocked)["send"] is fake
         response = client(trust_env=False).get(URL)
         assert (response if name == "Client" else await response) is FAKE
 
