@@ -1,4 +1,4 @@
-"""Run sequences of steps, each in a process of its own, and print what was so after each step.
+"""Go through sequences of steps, each in a process of its own, and print what is so at the end of each.
 
     python -m tests.stacking.driver sentry "ours theirs" "theirs ours -ours"
 """
@@ -6,13 +6,13 @@
 import asyncio
 import contextlib
 import json
-import os
+import multiprocessing
 import sys
-import traceback
 
 import httpx
 
 import httpx_cancel_safe
+from httpx_cancel_safe.report.checks import describe_process
 from tests.stacking.tools import TOOLS
 from tests.support.servers import raw_server
 
@@ -23,11 +23,6 @@ def options():
     """There is no TLS, so load no certificates."""
     limits, timeout = httpx.Limits(max_connections=1), httpx.Timeout(20, pool=0.1)
     return {"limits": limits, "timeout": timeout, "trust_env": False, "verify": False}
-
-
-def address(tool, server):
-    """Mocks are told to answer for localhost, and to let 127.0.0.1 pass."""
-    return (server.url.replace("127.0.0.1", "localhost") if tool.mocks else server.url) + "/get"
 
 
 async def survives(client, server):
@@ -52,14 +47,15 @@ async def survives(client, server):
 
 async def facts(tool, began, server):
     found = {"is_patched": httpx_cancel_safe.is_patched(), "effects": 0, "sync effects": 0}
+    found["report"] = json.loads(describe_process())
+    url = server.url.replace("127.0.0.1", "localhost") + "/get"  # What mocks answer for.
     if began:
         with tool.watch():
             async with tool.client(**options()) as client:
-                response = await client.get(address(tool, server))
+                response = await client.get(url)
         found["effects"] = tool.count(response)
-    if began and tool.wraps_sync:
         with tool.watch(), httpx.Client(**options()) as client:
-            response = client.get(address(tool, server))
+            response = client.get(url)
         found["sync effects"] = tool.count(response)
     released = httpx_cancel_safe.stats().released
     with tool.watch() if began else contextlib.ExitStack():
@@ -69,35 +65,23 @@ async def facts(tool, began, server):
     return found
 
 
-def run(tool, steps, known):
-    """Print what is so after each of the steps, but for the beginnings that are `known`."""
+def run(tool, sequence):
     act = tool.steps(httpx_cancel_safe)
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
+    for step in sequence.split():
+        act[step]()
+    asyncio.set_event_loop(asyncio.new_event_loop())
     with raw_server() as server:
-        for end, step in enumerate(steps, 1):
-            act[step]()
-            if steps[:end] not in known:
-                result = loop.run_until_complete(facts(tool, "theirs" in steps[:end], server))
-                print(json.dumps([" ".join(steps[:end]), result]), flush=True)
+        found = asyncio.get_event_loop().run_until_complete(facts(tool, "theirs" in sequence.split(), server))
+    print(json.dumps([sequence, found]), flush=True)
 
 
 def main(name, *sequences):
     tool = TOOLS[name]()
     tool.prepare()
-    known = []
     for sequence in sequences:
-        steps = sequence.split()
-        sys.stdout.flush()
-        child = os.fork()
-        if not child:
-            try:
-                run(tool, steps, known)
-            except BaseException:
-                print(json.dumps([sequence, traceback.format_exc()]), flush=True)
-            os._exit(0)
-        os.waitpid(child, 0)
-        known += [steps[:end] for end in range(1, len(steps) + 1)]
+        process = multiprocessing.get_context("fork").Process(target=run, args=(tool, sequence))
+        process.start()
+        process.join()
 
 
 if __name__ == "__main__":

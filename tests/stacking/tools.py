@@ -19,7 +19,7 @@ class Tool:
     removes = None  # How it takes itself off: see after() in test_stacking.py. None if it cannot.
     keeps_from_import = False  # What it wraps is `send` as it was when the tool was imported.
     mocks = False  # Whether it answers in place of the server.
-    wraps_sync = True  # Whether we try it with the sync client too.
+    wraps_sync = True
     extra = ()  # Sequences to try besides all the short ones.
 
     def __init__(self):
@@ -306,22 +306,6 @@ class Authlib(Tool):
         return response.request.headers.get_list("authorization").count("Bearer token")
 
 
-class Subclass(Tool):
-    """One that overrides `send`, as Prefect's client does; in the same cell."""
-
-    package = "authlib"
-    wraps_send = False
-    wraps_sync = False
-
-    def put_on(tool):
-        class Client(httpx.AsyncClient):
-            async def send(self, *args, **kwargs):
-                tool.seen.append(args)
-                return await super().send(*args, **kwargs)
-
-        tool.client = Client
-
-
 def vcr_by_version():
     with contextlib.suppress(ImportError):  # Also where vcrpy is not installed.
         from importlib.metadata import version
@@ -332,5 +316,5 @@ def vcr_by_version():
 
 
 KINDS = [Sentry, DDTrace, Elastic, NewRelic, OpenTelemetry, XRay, vcr_by_version()]
-KINDS += [RESPX, PytestHTTPX, Authlib, Subclass]
+KINDS += [RESPX, PytestHTTPX, Authlib]
 TOOLS = {kind.__name__.lower(): kind for kind in KINDS}
