@@ -50,10 +50,12 @@ async def facts(tool, began, server):
     found["report"] = json.loads(describe_process())
     url = server.url.replace("127.0.0.1", "localhost") + "/get"  # What mocks answer for.
     if began:
+        tool.seen.clear()
         with tool.watch():
             async with tool.client(**options()) as client:
                 response = await client.get(url)
         found["effects"] = tool.count(response)
+        tool.seen.clear()
         with tool.watch(), httpx.Client(**options()) as client:
             response = client.get(url)
         found["sync effects"] = tool.count(response)
@@ -66,12 +68,15 @@ async def facts(tool, began, server):
 
 
 def run(tool, sequence):
-    act = tool.steps(httpx_cancel_safe)
-    for step in sequence.split():
-        act[step]()
+    ours = {"ours": httpx_cancel_safe.patch, "-ours": httpx_cancel_safe.unpatch}
+    theirs = {"import": "load", "theirs": "put_on", "-theirs": "take_off"}
+    steps = sequence.split()
+    for step in steps:
+        act = ours.get(step) or getattr(tool, theirs[step])
+        act()
     asyncio.set_event_loop(asyncio.new_event_loop())
     with raw_server() as server:
-        found = asyncio.get_event_loop().run_until_complete(facts(tool, "theirs" in sequence.split(), server))
+        found = asyncio.get_event_loop().run_until_complete(facts(tool, "theirs" in steps, server))
     print(json.dumps([sequence, found]), flush=True)
 
 
