@@ -1,26 +1,19 @@
-"""The report header, and a patch that never outlives a test."""
+"""Which tests run where, and a patch that never outlives a test."""
 
 import asyncio
 import collections
+import contextlib
 import gc
 import os
 import pathlib
-import platform
 
 import pytest
 
-try:
-    from importlib.metadata import PackageNotFoundError, version
-except ImportError:  # Python 3.6 and 3.7; pytest brings the backport.
-    from importlib_metadata import PackageNotFoundError, version
-
-try:
+with contextlib.suppress(ImportError):
     import httpx2
 
     # The cell that runs the fork under its old name: before anything imports the other httpx.
     httpx2.alias_httpx()
-except ImportError:
-    pass
 
 import httpx
 
@@ -71,16 +64,6 @@ def pytest_collection_modifyitems(config, items):
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
-
-
-def pytest_report_header():
-    found = ["python " + platform.python_version(), "httpx " + httpx.__version__]
-    for package in ("httpcore", "anyio", "trio", "h11", "h2", "wrapt", "uvloop"):
-        try:
-            found.append(package + " " + version(package))
-        except PackageNotFoundError:
-            found.append("no " + package)
-    return "versions: " + ", ".join(found)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree as ET
 
@@ -66,37 +65,38 @@ def run_pytest(cell, venv, log, report, arguments):
     run(log, python, "-m", "pytest", "-p", "no:cacheprovider", "--junitxml", report, *arguments, env=environment)
 
 
-def counts_of(report):
-    """What a report of pytest's counts: passed, failed, skipped; none if there is no report."""
-    if not report.exists():
-        return 0, 0, 0
-    suite = next(ET.parse(str(report)).iter("testsuite"))
-    total, failures, errors, skipped = (int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped"))
-    return max(total - failures - errors - skipped, 0), failures + errors, skipped
+def counts_of(report, is_success):
+    """What a cell counts: passed, failed, skipped. One that failed outside of its tests, or ran none, has failed."""
+    passed, failed, skipped = int(is_success), 0, 0  # A cell without pytest, like lint.
+    if report.exists():
+        suite = next(ET.parse(str(report)).iter("testsuite"))
+        total, failures, errors, skipped = (int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped"))
+        # pytest counts a test that fails in its teardown, too, once more as an error.
+        failed = failures + errors
+        passed = max(total - failed - skipped, 0)
+    if not failed and not (passed and is_success):
+        failed = 1
+    return passed, failed, skipped
 
 
 def run_cell(cell, arguments):
-    """Run the tests of one cell; what they count. A cell that did not get as far, or ran no test, has failed."""
+    """Run the tests of one cell; what they count."""
     venv = ROOT / ".venvs" / ("%d.%d-%s" % (THIS + (cell.replace(" ", "-"),)))
     venv.parent.mkdir(exist_ok=True)
     log_path, report = (venv.with_name(venv.name + suffix) for suffix in (".log", ".xml"))
     if report.exists():
         report.unlink()
-    began, problem = time.time(), ""
     with log_path.open("w") as log:
         try:
             run_pytest(cell, venv, log, report, arguments)
+            problem = ""
         except RuntimeError as exc:
             problem = str(exc)
-    passed, failed, skipped = counts_of(report)
-    if not failed and (problem or not passed):
-        failed, problem = 1, problem or "it ran no test"
-    text = "%s: %d passed, %d failed, %d skipped" % (cell, passed, failed, skipped)
-    print("%s in %d s (%s)" % (text, time.time() - began, log_path.relative_to(ROOT)), flush=True)
+    counts = counts_of(report, not problem)
+    print("%s: %d passed, %d failed, %d skipped (%s)" % ((cell,) + counts + (log_path,)), flush=True)
     if problem:
-        lines = [line for line in log_path.read_text().splitlines() if not line.startswith("SKIPPED")]
-        print("\n".join(["%s: %s" % (cell, problem)] + lines[-100:]), flush=True)
-    return passed, failed, skipped
+        print("\n".join([problem] + log_path.read_text().splitlines()[-100:]), flush=True)
+    return counts
 
 
 def run_here(arguments):
@@ -115,44 +115,29 @@ def run_here(arguments):
 # -- The matrix --------------------------------------------------------------------------------
 
 
-def counts_of_tox(name, outcome):
-    """What a cell of the matrix counts; a cell that ran no test has failed, whatever tox says of it."""
-    if outcome["result"]["skipped"]:
-        print("%s: left out, its Python is not on this machine" % name)
-        return 0, 0, 0
-    passed, failed, skipped = counts_of(ROOT / ".tox" / name / "junit.xml")
-    steps = outcome.get("test", [])
-    if steps and not any("pytest" in pathlib.Path(step["command"][0]).name for step in steps):
-        # A cell without tests, like lint: each of its commands counts as one.
-        failed = sum(step["retcode"] != 0 for step in steps)
-        passed = len(steps) - failed
-    if not failed and not (passed and outcome["result"]["success"]):
-        print("%s: %s" % (name, "failed outside of its tests" if passed else "ran no test"))
-        failed = 1
-    return passed, failed, skipped
-
-
 def run_matrix(arguments):
     """Run the matrix by tox, which asks for a recent Python itself."""
-    new_enough = "import sys; sys.exit(sys.version_info < (3, 10))"
-    for name in (sys.executable, "python3.13", "python3.12", "python3.11", "python3.10"):
-        found = shutil.which(name)
-        if found and subprocess.call([found, "-c", new_enough], stderr=subprocess.DEVNULL) == 0:
-            break
-    else:
+    names = ["python3.13", "python3.12", "python3.11", "python3.10"]
+    found = [sys.executable] if THIS >= (3, 10) else [name for name in names if shutil.which(name)]
+    if not found:
         sys.exit("tox needs a Python 3.10 or later on PATH")
     venv, result = ROOT / ".tox" / "run", ROOT / ".tox" / "result.json"
     python = str(venv / BIN / "python")
-    subprocess.check_call([found, "-m", "venv", "--clear", str(venv)])
+    subprocess.check_call([found[0], "-m", "venv", "--clear", str(venv)])
     subprocess.check_call([python, "-m", "pip", "install", "--quiet", "tox", "tox-uv"])
     for report in ROOT.glob(".tox/*/junit.xml"):
         report.unlink()
     command = [python, "-m", "tox", "run-parallel", "--parallel-no-spinner", "--result-json", str(result)]
     environment = dict(os.environ, UV_PYTHON_DOWNLOADS="never")
     status = subprocess.call(command + arguments, cwd=str(ROOT), env=environment)
-    outcomes = json.loads(result.read_text())["testenvs"] if result.exists() else {}
-    # Without a result: a cell that was not asked for, or the one that builds the wheel.
-    counts = [counts_of_tox(name, found) for name, found in outcomes.items() if "result" in found]
+    cells, counts = json.loads(result.read_text())["testenvs"] if result.exists() else {}, []
+    for name in sorted(cells):
+        outcome = cells[name].get("result")  # None where it was not asked for, and of what builds the wheel.
+        if outcome is not None and outcome["skipped"]:
+            print("%s: left out, its Python is not on this machine" % name)
+        elif outcome is not None:
+            counts.append(counts_of(ROOT / ".tox" / name / "junit.xml", outcome["success"]))
+            print("%s: %d passed, %d failed, %d skipped" % ((name,) + counts[-1]))
     if status and not sum(failed for _, failed, _ in counts):
         print("tox failed outside of its cells")
         counts.append((0, 1, 0))
@@ -160,10 +145,8 @@ def run_matrix(arguments):
 
 
 def main(arguments):
-    began = time.time()
     counts = run_matrix(arguments[1:]) if arguments[:1] == ["--matrix"] else run_here(arguments)
     passed, failed, skipped = (sum(column) for column in zip(*(counts or [(0, 0, 0)])))
-    print("%d minutes" % ((time.time() - began + 59) // 60))
     print("%d passed, %d failed, %d skipped" % (passed, failed, skipped))
     return int(failed > 0 or passed == 0)
 

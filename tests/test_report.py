@@ -22,11 +22,10 @@ from .conftest import AFFECTED, ALIAS, RELEASE, affected, fixed, too_old
 from .support import compat, programs
 
 # Programs read these names: the same ones on every httpx.
+PHASES = ["connecting", "reading", "streaming", "redirect", "cancelled twice", "anyio scope", "wait_for, close", "trio"]
+TRIALS = ["trial: " + phase for phase in PHASES]
 NAMES = ["httpx-cancel-safe", "python", "httpx", "httpcore", "anyio", "trio", "h11", "wrapt"]
-NAMES += ["HTTPX_CANCEL_SAFE", "new process", "others around send", "loopback"]
-TRIALS = ["connecting", "reading", "streaming", "redirect", "cancelled twice", "anyio scope"]
-TRIALS = ["trial: " + phase for phase in TRIALS + ["wait_for, close", "trio"]]
-NAMES += TRIALS
+NAMES += ["HTTPX_CANCEL_SAFE", "new process", "others around send", "loopback"] + TRIALS
 
 WITHOUT_TRIALS = "import httpx_cancel_safe.report.checks as checks\nchecks._trials = lambda *a: iter(())\n"
 
@@ -35,8 +34,8 @@ def report(*arguments, **options):
     return programs.run("-m", "httpx_cancel_safe", *arguments, **options)
 
 
-def begin_report(path, output=subprocess.PIPE, preexec_fn=None, **options):
-    command, env = [sys.executable, "-m", "httpx_cancel_safe"], programs.environment(PYTHONPATH=path, **options)
+def begin_report(output=subprocess.PIPE, preexec_fn=None, **options):
+    command, env = [sys.executable, "-m", "httpx_cancel_safe"], programs.environment(**options)
     return subprocess.Popen(command, env=env, stdout=output, stderr=output, preexec_fn=preexec_fn)  # noqa: PLW1509
 
 
@@ -64,13 +63,9 @@ def before_the_trials():
 @pytest.fixture
 def start_up(tmp_path, monkeypatch):
     """Make every new process run some code first, as sitecustomize does."""
-    for name in ("HTTPX_CANCEL_SAFE", "AUTOWRAPT_BOOTSTRAP"):
-        monkeypatch.delenv(name, raising=False)
 
     def set_up(code, **modules):
-        path = programs.with_start_up(tmp_path, ALIAS + textwrap.dedent(code), **modules)
-        monkeypatch.setenv("PYTHONPATH", path)
-        return path
+        monkeypatch.setenv("PYTHONPATH", programs.with_start_up(tmp_path, ALIAS + textwrap.dedent(code), **modules))
 
     return set_up
 
@@ -127,8 +122,8 @@ def test_switched_off_the_report_shows_what_that_loses_and_ends_with_1():
 
 @affected
 def test_a_patch_that_does_not_work_ends_with_1(start_up):
-    path = start_up("import contextlib, httpx_cancel_safe._patch as patch\npatch.patched = contextlib.ExitStack")
-    found = checks_of(report("--json", PYTHONPATH=path), 1)
+    start_up("import contextlib, httpx_cancel_safe._patch as patch\npatch.patched = contextlib.ExitStack")
+    found = checks_of(report("--json"), 1)
     failed = {name for name, check in found.items() if check["status"] == "fail"}
     assert failed and failed <= set(TRIALS)
 
@@ -136,16 +131,16 @@ def test_a_patch_that_does_not_work_ends_with_1(start_up):
 @pytest.mark.skipif(RELEASE < (0, 15), reason="this httpx is too old")
 @pytest.mark.parametrize("what", ["bind", "connect"])
 def test_without_loopback_it_says_that_nothing_could_be_tried(what, start_up):
-    code = "import socket\ndef fail(*arguments):\n    raise PermissionError(1, 'no')\nsocket.socket.%s = fail"
-    found = checks_of(report("--json", PYTHONPATH=start_up(code % what)))
+    start_up("import socket\ndef fail(*arguments):\n    raise PermissionError(1, 'no')\nsocket.socket.%s = fail" % what)
+    found = checks_of(report("--json"))
     assert found["loopback"]["status"] == "warn" and "nothing could be tried" in found["loopback"]["detail"]
     assert {found[name]["status"] for name in TRIALS} == {"skip"}
 
 
 def test_an_error_in_the_report_itself_ends_with_2(start_up):
     name = "read_switch" if AFFECTED else "import_httpx"
-    path = start_up("import httpx_cancel_safe._patch as patch\npatch.%s = lambda: 1 / 0" % name)
-    done = report("--json", PYTHONPATH=path)
+    start_up("import httpx_cancel_safe._patch as patch\npatch.%s = lambda: 1 / 0" % name)
+    done = report("--json")
     assert done.returncode == 2
     found = json.loads(done.stdout)
     assert "ZeroDivisionError" in found["checks"][-1]["detail"] and found["ok"] is False
@@ -173,30 +168,26 @@ def test_an_httpx_that_cannot_be_imported_ends_with_1(missing, hint, tmp_path):
 def test_a_file_httpx_py_in_the_current_folder_is_named_and_not_run(tmp_path, monkeypatch):
     (tmp_path / "httpx.py").write_text("raise SystemExit('run')")
     monkeypatch.chdir(str(tmp_path))
-    package = os.path.dirname(os.path.dirname(httpx_cancel_safe.__file__))
-    path = os.pathsep.join([package] + os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    check = checks_of(report("--json", PYTHONPATH=path), 1)["httpx"]
+    check = checks_of(report("--json"), 1)["httpx"]
     assert check["detail"] == os.path.join(".", "httpx.py") + " is imported in place of httpx"
 
 
 def test_versions_are_those_installed():
     found = before_the_trials()
-    assert found["httpx-cancel-safe"].detail == httpx_cancel_safe.__version__
-    assert found["python"].detail == sys.version.split()[0]
     assert httpx.__version__ in found["httpx"].detail
     assert ("which is httpx2" in found["httpx"].detail) is bool(ALIAS)
     if RELEASE >= (0, 15):
         import httpcore
 
         is_native = httpcore.__version__.startswith(("0.11.", "0.12.", "0.13.3"))
-        back_end = "natively" if is_native else "through anyio"
-        assert found["httpcore"].detail == httpcore.__version__ + ", asyncio " + back_end
+        assert found["httpcore"].detail.startswith(httpcore.__version__ + ", asyncio ")
+        assert ("natively" in found["httpcore"].detail) is is_native
 
 
 @affected
 def test_an_httpcore_that_the_patch_does_not_know_is_worth_a_warning(start_up):
-    done = report(PYTHONPATH=start_up("import httpcore\nhttpcore.__version__ = '0.99.0'\n" + WITHOUT_TRIALS))
-    assert re.search(r"warn +httpcore +0.99.0, .*unknown", re.sub(r"\s+", " ", done.stdout))
+    start_up("import httpcore\nhttpcore.__version__ = '0.99.0'\n" + WITHOUT_TRIALS)
+    assert re.search(r"warn +httpcore +0.99.0, .*unknown", re.sub(r"\s+", " ", report().stdout))
 
 
 @affected
@@ -266,17 +257,10 @@ def test_a_switch_that_means_neither_is_named(monkeypatch):
     assert check.status == "warn" and "'disable' means neither on nor off" in check.detail
 
 
-@pytest.fixture
-def short(start_up):
-    """A start-up that leaves the trials out; a PYTHONPATH."""
-    return start_up(WITHOUT_TRIALS)
-
-
-def on_a_terminal(path, **options):
+def on_a_terminal(**options):
     """What a person would see, with the escape sequences."""
-    pty = pytest.importorskip("pty")
-    ours, theirs = pty.openpty()
-    process = begin_report(path, theirs, **options)
+    ours, theirs = pytest.importorskip("pty").openpty()
+    process = begin_report(theirs, **options)
     os.close(theirs)
     parts = []
     with contextlib.suppress(OSError):  # Linux's way to say that nobody holds the other end any more.
@@ -287,13 +271,14 @@ def on_a_terminal(path, **options):
     return b"".join(parts).decode()
 
 
-def test_on_a_terminal_there_is_progress_and_unless_unwanted_colour(short):
-    seen = on_a_terminal(short)
+def test_on_a_terminal_there_is_progress_and_unless_unwanted_colour(start_up):
+    start_up(WITHOUT_TRIALS)
+    seen = on_a_terminal()
     assert "\033[32mpass\033[0m" in seen
     assert "\r\033[Kpython ..." in seen
     # What is left on the screen when all the progress is cleared away.
     assert re.sub(r".*\033\[K|\033\[\d+m", "", seen).startswith("  pass  httpx-cancel-safe")
-    assert not re.search(r"\033\[\d+m", on_a_terminal(short, NO_COLOR="1"))
+    assert not re.search(r"\033\[\d+m", on_a_terminal(NO_COLOR="1"))
 
 
 @pytest.mark.parametrize(
@@ -302,7 +287,8 @@ def test_on_a_terminal_there_is_progress_and_unless_unwanted_colour(short):
     ids=["not patched", "patched"],
 )
 def test_piped_it_is_plain_text_for_a_ticket(code, last, start_up):
-    done = report(PYTHONPATH=start_up(code + WITHOUT_TRIALS))
+    start_up(code + WITHOUT_TRIALS)
+    done = report()
     assert (done.returncode, done.stderr) == (0 if RELEASE >= (0, 15) else 1, "")
     assert all(ord(character) < 128 for character in done.stdout)
     assert "\033" not in done.stdout and "\r" not in done.stdout
@@ -312,34 +298,22 @@ def test_piped_it_is_plain_text_for_a_ticket(code, last, start_up):
         assert done.stdout.endswith("\n\n%s\n" % last)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="this system has no such shell")
-@pytest.mark.parametrize("redirected", [">/dev/full", "--json >/dev/full", "--help >/dev/full", ">&-"])
-def test_a_standard_output_that_takes_nothing_ends_it_quietly_with_2(redirected, short):
-    if "full" in redirected and not os.path.exists("/dev/full"):
-        pytest.skip("this system has no /dev/full")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize("redirected", [">/dev/full", "--json >/dev/full", ">&-"])
+def test_a_standard_output_that_takes_nothing_ends_it_quietly_with_2(redirected, start_up):
+    start_up(WITHOUT_TRIALS)
     command = "exec %s -m httpx_cancel_safe %s" % (sys.executable, redirected)
-    env = programs.environment(PYTHONPATH=short)
-    done = subprocess.run(["/bin/sh", "-c", command], stderr=subprocess.PIPE, env=env)
-    # From Python 3.12 on argparse does not say that it could not print its help.
-    assert done.returncode in ((0, 2) if "help" in redirected else (2,))
-    assert done.stderr == b""
-
-
-def test_a_reader_that_has_seen_enough_ends_it_quietly_with_2(short):
-    process = begin_report(short)
-    process.stdout.close()
-    with process.stderr:
-        assert process.stderr.read() == b""
-    assert process.wait() == 2
+    done = subprocess.run(["/bin/sh", "-c", command], stderr=subprocess.PIPE, env=programs.environment())
+    assert (done.returncode, done.stderr) == (2, b"")
 
 
 @affected
-@pytest.mark.skipif(os.name != "posix", reason="this system has no such signal")
 @pytest.mark.parametrize("line", ["wrapt", "loopback", "trial: reading"])
 def test_ctrl_c_ends_it_quietly_with_2(line, start_up):
     # A shell ignores Ctrl-C for what it runs in the background, and so would what that runs.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    process = begin_report(start_up(""), preexec_fn=heed)
+    start_up("")
+    process = begin_report(preexec_fn=heed)
     with process.stdout, process.stderr:
         for printed in process.stdout:
             if line.encode() in printed:

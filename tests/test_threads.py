@@ -144,6 +144,7 @@ def test_patching_and_unpatching_harm_no_request(servers, noise, hasty):
     assert servers.plain.gone(seconds=5)
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("threads, limit, path", [(4, 8, "/get"), (16, 2, "/close")])
 def test_threads_that_share_a_new_connection_go_on_if_it_cannot_do_http2(servers, monkeypatch, threads, limit, path):
     """On httpcore before 0.13.4 and from 0.14 on they all wait for it, as it might be HTTP/2."""
@@ -157,15 +158,11 @@ def test_threads_that_share_a_new_connection_go_on_if_it_cannot_do_http2(servers
         for _ in range(5):
             found.append(client.get(servers.plain.url + path).status_code)
 
+    found = []
     monkeypatch.setattr(socket, "create_connection", connect_slowly)
-    interval, found = sys.getswitchinterval(), []
-    sys.setswitchinterval(1e-5)
-    try:
-        with httpx_cancel_safe.patched():
-            with compat.make_client(httpx.Client, True, limit=limit, http2=True, pool_timeout=20) as client:
-                at_once(*[work] * threads)
-    finally:
-        sys.setswitchinterval(interval)
+    with httpx_cancel_safe.patched():
+        with compat.make_client(httpx.Client, True, limit=limit, http2=True, pool_timeout=20) as client:
+            at_once(*[work] * threads)
     assert found == [200] * 5 * threads
     assert servers.plain.gone(seconds=5)
 
@@ -227,29 +224,23 @@ def in_child():
 def test_a_child_goes_on_with_clients_of_its_own(servers, noise, in_child):
     url, _, factory = target(servers, httpx.AsyncClient)
 
-    async def use(make):
-        client = make()
-        for way in ways_on("asyncio"):
-            assert await cancel_everywhere(client, url, way) > 3
-        return client
-
-    async def in_new_loop():
-        await (await use(factory)).aclose()
+    async def use():
+        async with factory() as client:
+            for way in ways_on("asyncio"):
+                assert await cancel_everywhere(client, url, way) > 3
 
     def child():
         before = httpx_cancel_safe.stats().released
-        run(noise, "asyncio", in_new_loop)
+        run(noise, "asyncio", use)
         assert httpx_cancel_safe.stats().released > before
         httpx_cancel_safe.unpatch()
-        assert not httpx_cancel_safe.is_patched()
         assert noise.take() == []
 
     async def parent():
-        client = await use(factory)
-        before = httpx_cancel_safe.stats()
-        in_child(child)
-        assert httpx_cancel_safe.stats() == before
-        await (await use(lambda: client)).aclose()
+        async with factory() as client:
+            await get(client, url)
+            in_child(child)
+            await cancel_everywhere(client, url, "once")
 
     with httpx_cancel_safe.patched():
         run(noise, "asyncio", parent)
