@@ -94,21 +94,21 @@ def test_an_environment_variable_is_enough_also_for_child_processes(how, tmp_pat
         assert done.stdout.split() == ["False", expected], done.stderr
 
 
-ROUTES = {
-    "patch": "import httpx, httpx_cancel_safe; print(httpx_cancel_safe.patch())" + SAY,
-    "auto": "import httpx_cancel_safe.auto, httpx" + SAY + SAY,
-    "classes": """
+ROUTES = [
+    "import httpx, httpx_cancel_safe; print(httpx_cancel_safe.patch())" + SAY,
+    "import httpx_cancel_safe.auto, httpx" + SAY + SAY,
+    """
         import httpx, httpx_cancel_safe as ours
         print(ours.SafeAsyncClient is not httpx.AsyncClient, ours.SafeClient is not httpx.Client)
     """,
-}
+]
 
 
 @affected
-@pytest.mark.parametrize("route", sorted(ROUTES))
+@pytest.mark.parametrize("route", ROUTES, ids=["patch", "auto", "classes"])
 def test_the_off_switch_wins_over_every_route(route):
-    assert run_code(ROUTES[route]) == ["True", "True"]
-    assert run_code(ROUTES[route], HTTPX_CANCEL_SAFE="0") == ["False", "False"]
+    assert run_code(route) == ["True", "True"]
+    assert run_code(route, HTTPX_CANCEL_SAFE="0") == ["False", "False"]
 
 
 @affected
