@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tomllib
 import zipfile
 
 import pytest
@@ -18,7 +17,6 @@ import pytest
 import httpx_cancel_safe
 
 ROOT = pathlib.Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PUBLISHED = ["CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml", "src", "tests"]
 NAME = "httpx_cancel_safe-" + httpx_cancel_safe.__version__
 # What decides on the result otherwise: the time of a build, and where Python looks for packages.
@@ -36,33 +34,23 @@ def run(*command, cwd=None, **changes):
     return done.stdout
 
 
-def build(folder, source, *options, **changes):
-    """Return the wheel and, unless `options` leave it out, the sdist."""
-    run(sys.executable, "-m", "build", "--no-isolation", *options, "--outdir", folder, source, **changes)
+def build(folder, source, **changes):
+    """Return the wheel, made from the sdist, and the sdist."""
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source, **changes)
     return sorted(folder.iterdir())
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The wheel, made from the sdist, and the sdist."""
     return build(tmp_path_factory.mktemp("dist"), ROOT)
 
 
-def test_the_same_bytes_each_time_and_from_another_checkout_with_the_time_of_the_commit(built, tmp_path):
-    other = tmp_path / "checkout"
-    other.mkdir()
-    for name in PUBLISHED:
-        # Not copy2: a checkout has times of its own.
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, other / name, copy_function=shutil.copyfile)
-        else:
-            shutil.copyfile(ROOT / name, other / name)
+def test_the_same_bytes_from_another_checkout_with_the_time_of_the_commit(tmp_path):
+    other, ignored = tmp_path / "checkout", shutil.ignore_patterns(".*", "__pycache__", "build", "dist")
+    shutil.copytree(ROOT, other, ignore=ignored, copy_function=shutil.copyfile)  # Not copy2: it has times of its own.
     here = build(tmp_path / "here", ROOT, SOURCE_DATE_EPOCH="1700000000")
     there = build(tmp_path / "there", other, SOURCE_DATE_EPOCH="1700000000")
-    again = build(tmp_path / "again", ROOT)
-    without_sdist = build(tmp_path / "without", ROOT, "--wheel")
-    for one, same in ((here, there), (built, again), (built[:1], without_sdist)):
-        assert [path.read_bytes() for path in one] == [path.read_bytes() for path in same]
+    assert [path.read_bytes() for path in here] == [path.read_bytes() for path in there]
 
 
 def test_nothing_in_them_but_the_package_and_its_sources(built):
@@ -85,9 +73,7 @@ def test_the_metadata(built):
     with zipfile.ZipFile(built[0]) as wheel:
         metadata = email.message_from_bytes(wheel.read(NAME + ".dist-info/METADATA"))
         entry_points = wheel.read(NAME + ".dist-info/entry_points.txt").decode()
-    assert metadata["Name"] == "httpx-cancel-safe"
-    assert metadata["Requires-Python"] == PROJECT["requires-python"] == ">=3.6"
-    assert metadata.get_all("Requires-Dist") == PROJECT["dependencies"]
+    assert (metadata["Name"], metadata["Requires-Python"]) == ("httpx-cancel-safe", ">=3.6")
     assert metadata.get_payload().strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
     # What autowrapt looks for: the module whose import calls the hook.
     assert "[httpx_cancel_safe]\nhttpx=httpx_cancel_safe.auto:patch_on_import\n" in entry_points

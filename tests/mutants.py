@@ -104,9 +104,7 @@ def change(source, name, old, new):
     """Return `source` with a function changed: `new` for `old`, or before all of its body."""
     node = ast.parse(source)
     for part in name.split("."):
-        node = next((one for one in ast.walk(node) if getattr(one, "name", None) == part), None)
-        if node is None:
-            sys.exit("there is no %s" % name)
+        node = next(one for one in ast.walk(node) if getattr(one, "name", None) == part)
     lines, first = source.splitlines(True), node.body[0]
     if not old:
         lines.insert(first.lineno - 1, " " * first.col_offset + new + "\n")
@@ -139,9 +137,7 @@ def survives(mutant):
         shutil.copytree(ROOT / "src", source)
         module, _, name = mutant.where.partition(":")
         path = source / "httpx_cancel_safe" / (module.replace(".", "/") + ".py")
-        changed = change(path.read_text(), name, mutant.old, mutant.new)
-        compile(changed, str(path), "exec")
-        path.write_text(changed)
+        path.write_text(change(path.read_text(), name, mutant.old, mutant.new))
         return passes(mutant.tests, source)
 
 

@@ -6,7 +6,7 @@ Each `type: ignore` is a use that must be refused: both checkers report one that
 # pyright: reportUnnecessaryTypeIgnoreComment=true
 
 from types import ModuleType
-from typing import Callable, Dict, ParamSpec, Type, assert_type
+from typing import Callable, Dict, ParamSpec, assert_type
 
 import httpx
 
@@ -22,16 +22,11 @@ def takes_the_same(one: Callable[P, object], other: Callable[P, object]) -> None
 
 
 async def use_async_client(plain: httpx.AsyncClient, safe: SafeAsyncClient) -> None:
-    kind: Type[httpx.AsyncClient] = SafeAsyncClient
-    not_safe: SafeAsyncClient = plain  # type: ignore[assignment]
     SafeAsyncClient(close_timeout=1)  # type: ignore[call-arg]
 
     takes_the_same(httpx.AsyncClient, SafeAsyncClient)
-    takes_the_same(SafeAsyncClient, httpx.AsyncClient)
     takes_the_same(plain.send, safe.send)
-    takes_the_same(safe.send, plain.send)
     takes_the_same(plain.stream, safe.stream)
-    takes_the_same(safe.stream, plain.stream)
 
     async with safe as entered:
         assert_type(entered, SafeAsyncClient)
@@ -39,20 +34,16 @@ async def use_async_client(plain: httpx.AsyncClient, safe: SafeAsyncClient) -> N
     async with safe.stream("GET", "/") as response:
         assert_type(response, httpx.Response)
     await safe.send("GET")  # type: ignore[arg-type]
-    del kind, not_safe
+    safe = plain  # type: ignore[assignment]
+    plain = safe
 
 
 def use_client(plain: httpx.Client, safe: SafeClient) -> None:
-    kind: Type[httpx.Client] = SafeClient
-    not_safe: SafeClient = plain  # type: ignore[assignment]
     SafeClient(close_timeout=1)  # type: ignore[call-arg]
 
     takes_the_same(httpx.Client, SafeClient)
-    takes_the_same(SafeClient, httpx.Client)
     takes_the_same(plain.send, safe.send)
-    takes_the_same(safe.send, plain.send)
     takes_the_same(plain.stream, safe.stream)
-    takes_the_same(safe.stream, plain.stream)
 
     with safe as entered:
         assert_type(entered, SafeClient)
@@ -60,7 +51,8 @@ def use_client(plain: httpx.Client, safe: SafeClient) -> None:
     with safe.stream("GET", "/") as response:
         assert_type(response, httpx.Response)
     safe.send("GET")  # type: ignore[arg-type]
-    del kind, not_safe
+    safe = plain  # type: ignore[assignment]
+    plain = safe
 
 
 @httpx_cancel_safe.patched()

@@ -35,11 +35,6 @@ def run_suite(checkout, *options):
     return status, outcomes
 
 
-def count(outcomes):
-    found = collections.Counter(" and ".join(ends) for ends in outcomes.values())
-    return ", ".join("%d %s" % (found[end], end) for end in sorted(found))
-
-
 def main():
     with tempfile.TemporaryDirectory() as directory:
         checkout = pathlib.Path(directory) / "httpx"
@@ -48,8 +43,8 @@ def main():
         status, before = run_suite(checkout)
         status_with, after = run_suite(checkout, "-p", "patched")
     print("httpx %s, Python %s" % (httpx.__version__, sys.version.split()[0]))
-    print("  plain: %s (pytest's exit status %d)" % (count(before), status))
-    print("  patched: %s (pytest's exit status %d)" % (count(after), status_with))
+    for name, outcomes in (("plain", before), ("patched", after)):
+        print("  %s: %s" % (name, collections.Counter(map(" and ".join, outcomes.values()))))
     for name in sorted({*before, *after}):
         if before.get(name) != after.get(name):
             print("  differs: %s: %s, %s" % (name, before.get(name), after.get(name)))
