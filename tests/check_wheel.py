@@ -19,17 +19,11 @@ import httpx_cancel_safe
 ROOT = pathlib.Path(__file__).parent.parent
 PUBLISHED = ["CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml", "src", "tests"]
 NAME = "httpx_cancel_safe-" + httpx_cancel_safe.__version__
-# What decides on the result otherwise: the time of a build, and where Python looks for packages.
-ENVIRONMENT = {
-    name: value
-    for name, value in os.environ.items()
-    if not name.startswith(("PYTHON", "SOURCE_DATE_EPOCH", "HTTPX_CANCEL_SAFE", "AUTOWRAPT"))
-}
 
 
 def run(*command, cwd=None, **changes):
     output = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run([*map(str, command)], cwd=cwd, env=dict(ENVIRONMENT, **changes), **output)
+    done = subprocess.run([*map(str, command)], cwd=cwd, env=dict(os.environ, **changes), **output)
     assert done.returncode == 0, done.stdout
     return done.stdout
 

@@ -21,9 +21,6 @@ from .support import programs, stepping
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 shown = pytest.mark.skipif(RELEASE != (0, 22), reason="what the README shows is httpx 0.22")
-supported = pytest.mark.skipif(
-    RELEASE < (0, 15) or not hasattr(httpx, "AsyncClient"), reason="this httpx has no client for us"
-)
 
 PUBLIC = ["SafeAsyncClient", "SafeClient", "Stats", "Status", "UnsupportedHTTPXError", "is_patched", "patch"]
 PUBLIC += ["patched", "stats", "status", "unpatch"]
@@ -65,7 +62,6 @@ def test_the_sample_is_what_the_report_prints():
     assert [line for line in sample.splitlines() if line not in printed.splitlines()] == []
 
 
-@supported
 def test_the_example_for_a_library_works(servers, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "*")
     example = {}
@@ -115,7 +111,7 @@ def test_status_says_what_is_on(monkeypatch):
     fields = "httpx httpcore affected patched since switched_off safe_clients stats"
     assert status._fields == tuple(fields.split())
     assert status.httpx == httpx.__version__ and status.stats == httpx_cancel_safe.stats()
-    assert status.affected is (AFFECTED if RELEASE >= (0, 15) else None)
+    assert status.affected is AFFECTED
     assert (status.patched, status.since) == (False, None)
     if AFFECTED:
         httpx_cancel_safe.SafeClient().close()

@@ -71,7 +71,8 @@ def own_send():
         cls.send = own
 
 
-def test_patch_and_unpatch_as_often_as_one_likes():
+def test_patch_and_unpatch_as_often_as_one_likes(caplog):
+    caplog.set_level("INFO", "httpx_cancel_safe")
     before = contents()
     assert not is_guarded()
     for _ in range(2):
@@ -82,6 +83,7 @@ def test_patch_and_unpatch_as_often_as_one_likes():
         for _ in range(2):
             httpx_cancel_safe.unpatch()
             assert not is_guarded() and changed(before) == set()
+    assert [record.getMessage() for record in caplog.records] == ["in place for httpx " + httpx.__version__] * 2
     with pytest.raises(TypeError):
         httpx_cancel_safe.patch(5.0)  # By keyword only.
 

@@ -9,7 +9,7 @@ import pytest
 
 import httpx_cancel_safe
 
-from .conftest import ALIAS, RELEASE, affected, fixed, too_old
+from .conftest import ALIAS, affected, fixed, too_old
 from .support import programs
 from .support.programs import changed, contents
 
@@ -22,7 +22,6 @@ def test_the_cell_runs_the_httpx_it_is_named_after():
     assert httpx.__version__.startswith(expected)
 
 
-@pytest.mark.skipif(RELEASE < (0, 15), reason="this httpx is refused anyway")
 @pytest.mark.parametrize("version", ["0.14.3", "main"])
 def test_an_httpx_that_is_too_old_or_has_no_version_is_not_supported(version, monkeypatch):
     monkeypatch.setattr(httpx, "__version__", version)

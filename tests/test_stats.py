@@ -176,25 +176,21 @@ def warning_of(log):
     return warning
 
 
-@pytest.mark.parametrize("ends_by", [Abort, LookupError])
-async def test_a_close_that_fails_is_warned_of_without_what_it_says(ends_by, changed, log):
+@pytest.mark.parametrize(
+    "ends_by, failure", [(Abort, OSError), (LookupError, OSError), (Abort, asyncio.CancelledError)]
+)
+async def test_a_close_that_fails_is_warned_of_without_what_it_says(ends_by, failure, changed, log):
+    """One that cancels itself fails, too."""
+
     async def fails():
-        raise OSError(" ".join([URL] + SECRETS))
+        raise failure(" ".join([URL] + SECRETS))
 
     with httpx_cancel_safe.patched():
         await telling_request(ends_by, fails)
     # For an Exception httpx closes the response itself.
     assert changed() in [({"reading": 1}, 1, 0)] + [({}, 1, 0)] * (ends_by is LookupError)
     warning = warning_of(log)
-    assert "OSError" in warning and "test_stats.py" in warning  # What it was and where, to go on from.
-
-
-async def test_a_close_that_cancels_itself_ends_nothing_else():
-    async def cancels_itself():
-        raise asyncio.CancelledError
-
-    with httpx_cancel_safe.patched():
-        await telling_request(Abort, cancels_itself)
+    assert failure.__name__ in warning and "test_stats.py" in warning  # What it was and where, to go on from.
 
 
 @pytest.mark.parametrize("way", ["patched", "subclass"])
