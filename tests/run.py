@@ -74,9 +74,7 @@ def counts_of(report, is_success):
         # pytest counts a test that fails in its teardown, too, once more as an error.
         failed = failures + errors
         passed = max(total - failed - skipped, 0)
-    if not failed and not (passed and is_success):
-        failed = 1
-    return passed, failed, skipped
+    return passed, failed or int(not (passed and is_success)), skipped
 
 
 def run_cell(cell, arguments):
@@ -110,9 +108,6 @@ def run_here(arguments):
             print("%s: left out, it is not for this Python" % cell)
     with ThreadPoolExecutor(2) as threads:
         return list(threads.map(lambda cell: run_cell(cell, arguments), cells))
-
-
-# -- The matrix --------------------------------------------------------------------------------
 
 
 def run_matrix(arguments):

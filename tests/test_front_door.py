@@ -15,7 +15,7 @@ import pytest
 
 import httpx_cancel_safe
 
-from .conftest import AFFECTED, RELEASE, affected
+from .conftest import AFFECTED, RELEASE
 from .support import programs, stepping
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -79,9 +79,8 @@ def test_the_lines_for_prometheus_work():
     assert values == [getattr(httpx_cancel_safe.stats(), name) for name in names]
 
 
-@affected
+@shown
 @pytest.mark.skipif(os.environ.get("SLOW") != "1", reason="takes packages from an index: set SLOW=1")
-@pytest.mark.skipif(RELEASE < (0, 22), reason="one cell a Python is enough: that with httpx 0.22")
 def test_the_command_for_a_clone_works_on_a_fresh_python(tmp_path):
     """As `python -m venv` makes it: on Python 3.6 with a pip that cannot build this package."""
     for name in ("CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml"):

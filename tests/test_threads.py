@@ -71,12 +71,10 @@ def test_every_loop_has_its_pool_whole_and_every_request_is_counted(backends, se
     def thread(backend):
         async def main():
             client = factory()
-            points = 0
-            for way in ways_on(backend):
-                points += await cancel_everywhere(client, url, way)
+            points = [await cancel_everywhere(client, url, way) for way in ways_on(backend)]
             expect(await client.get(url + "/get"))
             await client.aclose()  # Raises where a request is still in flight.
-            return points
+            return sum(points)
 
         return lambda: run(noise, backend, main)
 

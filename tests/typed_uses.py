@@ -60,7 +60,7 @@ def use_decorator(number: int) -> str:
     return str(number)
 
 
-def use_the_rest(module: ModuleType, error: UnsupportedHTTPXError) -> None:
+def use_the_rest(module: ModuleType, error: UnsupportedHTTPXError) -> RuntimeError:
     assert_type(httpx_cancel_safe.patch(), bool)
     assert_type(httpx_cancel_safe.patch(close_timeout=5), bool)
     httpx_cancel_safe.patch(5.0)  # type: ignore[call-arg]
@@ -85,5 +85,4 @@ def use_the_rest(module: ModuleType, error: UnsupportedHTTPXError) -> None:
     assert_type(httpx_cancel_safe.__version__, str)
     # The module makes the clients when they are asked for: it must not hide a slip of the pen.
     httpx_cancel_safe.SafeAsynClient  # type: ignore[attr-defined]
-    also_old: RuntimeError = error
-    del also_old
+    return error

@@ -17,12 +17,9 @@ from tests.stacking.tools import TOOLS
 from tests.support.servers import raw_server
 
 AsyncClient = httpx.AsyncClient  # As code has it that took it early.
-
-
-def options():
-    """There is no TLS, so load no certificates."""
-    limits, timeout = httpx.Limits(max_connections=1), httpx.Timeout(20, pool=0.1)
-    return {"limits": limits, "timeout": timeout, "trust_env": False, "verify": False}
+# There is no TLS, so load no certificates.
+OPTIONS = {"trust_env": False, "verify": False}
+OPTIONS.update(limits=httpx.Limits(max_connections=1), timeout=httpx.Timeout(20, pool=0.1))
 
 
 async def survives(client, server):
@@ -52,16 +49,16 @@ async def facts(tool, began, server):
     if began:
         tool.seen.clear()
         with tool.watch():
-            async with tool.client(**options()) as client:
+            async with tool.client(**OPTIONS) as client:
                 response = await client.get(url)
         found["effects"] = tool.count(response)
         tool.seen.clear()
-        with tool.watch(), httpx.Client(**options()) as client:
+        with tool.watch(), httpx.Client(**OPTIONS) as client:
             response = client.get(url)
         found["sync effects"] = tool.count(response)
     released = httpx_cancel_safe.stats().released
     with tool.watch() if began else contextlib.ExitStack():
-        clients = [tool.client(**options()), AsyncClient(**options())]
+        clients = [tool.client(**OPTIONS), AsyncClient(**OPTIONS)]
         found["survives"] = [await survives(client, server) for client in clients]
     found["released"] = httpx_cancel_safe.stats().released - released
     return found
