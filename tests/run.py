@@ -112,8 +112,9 @@ def run_here(arguments):
 
 def run_matrix(arguments):
     """Run the matrix by tox, which asks for a recent Python itself."""
-    names = ["python3.13", "python3.12", "python3.11", "python3.10"]
-    found = [sys.executable] if THIS >= (3, 10) else [name for name in names if shutil.which(name)]
+    new_enough = "import sys; sys.exit(sys.version_info < (3, 10))"  # pyenv has names on PATH that it then refuses.
+    names = [sys.executable, "python3.13", "python3.12", "python3.11", "python3.10"]
+    found = [name for name in filter(shutil.which, names) if subprocess.call([name, "-c", new_enough]) == 0]
     if not found:
         sys.exit("tox needs a Python 3.10 or later on PATH")
     venv, result = ROOT / ".tox" / "run", ROOT / ".tox" / "result.json"
