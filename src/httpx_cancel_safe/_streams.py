@@ -4,10 +4,9 @@ A guard takes the place of such a stream inside its response. Reading goes to th
 whether it was read to its end.
 """
 
-import contextlib
 import functools
 import time
-from typing import Any, Iterator, Optional
+from typing import Any, Optional
 
 import httpx
 
@@ -51,25 +50,22 @@ class _Guard:
         # Within `send`, httpx closes a response once it is read, or because of an exception.
         return self.failure is not None or (now.call is self._call and not self.is_at_end)
 
-    @contextlib.contextmanager
-    def _closing(self) -> Iterator[None]:
-        """Let an error of the close within give way to what went wrong before. A cancel does not."""
-        began = time.perf_counter()
-        try:
-            yield
-        except BaseException as exc:
-            if is_cancel(exc):
-                if self.failure is None:
-                    self._count("closing", exc, began)
-                raise
-            is_weaker = isinstance(exc, Exception) or not isinstance(self.failure or ValueError(), Exception)
-            if not (self._is_failing and is_weaker):
-                raise
+    def _gives_way(self, exc: BaseException, began: float) -> bool:
+        """Return whether an error of the close gives way to what went wrong before. A cancel does not."""
+        if is_cancel(exc):
+            if self.failure is None:
+                self._count("closing", exc, began)
+            return False
+        is_weaker = isinstance(exc, Exception) or not isinstance(self.failure or ValueError(), Exception)
+        if self._is_failing and is_weaker:
             _stats.close_failed(exc)
-        finally:
-            self.is_over = True
-            if self.failure is not None and not self.is_at_end:
-                self._count("reading", self.failure, began)
+            return True
+        return False
+
+    def _end(self, began: float) -> None:
+        self.is_over = True
+        if self.failure is not None and not self.is_at_end:
+            self._count("reading", self.failure, began)
 
     def _count(self, phase: str, exc: BaseException, began: float) -> None:
         if not self._is_counted:
@@ -84,10 +80,16 @@ class AsyncGuard(_Guard, _AsyncByteStream):  # type: ignore[misc]
         return _AsyncParts(self, self._stream.__aiter__())
 
     async def aclose(self) -> None:
-        with self._closing():
+        began = time.perf_counter()
+        try:
             if not self.is_over:
                 seconds = self._call.settings.close_timeout
                 await to_end(self._stream.aclose, seconds, self._is_failing, self._own_scope)
+        except BaseException as exc:
+            if not self._gives_way(exc, began):
+                raise
+        finally:
+            self._end(began)
 
 
 class SyncGuard(_Guard, _SyncByteStream):  # type: ignore[misc]
@@ -98,9 +100,15 @@ class SyncGuard(_Guard, _SyncByteStream):  # type: ignore[misc]
         self.is_at_end = True
 
     def close(self) -> None:
-        with self._closing():
+        began = time.perf_counter()
+        try:
             if not self.is_over:
                 self._stream.close()
+        except BaseException as exc:
+            if not self._gives_way(exc, began):
+                raise
+        finally:
+            self._end(began)
 
 
 class _AsyncParts:

@@ -7,7 +7,7 @@ them. There is one module for each generation of httpcore, which says how the bo
 import functools
 import sys
 import threading
-from typing import Any, Iterator
+from typing import Any, Iterator, List
 
 from .. import _stats
 from .books import subclass
@@ -80,12 +80,19 @@ def _pools_of(client: Any, kinds: Any) -> Iterator[Any]:
         if isinstance(one, kinds):
             yield one
         elif len(pending) < at_most:
-            for value in getattr(one, "__dict__", {}).values():
-                several = value if isinstance(value, (list, tuple, dict)) else [value]
-                if len(several) < 50:  # Longer ones are a cache, or a log.
-                    several = list(several.values()) if isinstance(several, dict) else several
-                    pending += [other for other in several if isinstance(other, kinds) or _is_transport(other)]
+            pending += _transports_in(one, kinds)
 
 
-def _is_transport(value: Any) -> bool:
-    return any(hasattr(type(value), name) for name in ("handle_async_request", "handle_request", "arequest"))
+def _transports_in(transport: Any, kinds: Any) -> List[Any]:
+    """Return the pools and the transports that the attributes of a transport hold."""
+    values: List[Any] = []
+    for value in getattr(transport, "__dict__", {}).values():
+        if not isinstance(value, (list, tuple, dict)):
+            values.append(value)
+        elif len(value) < 50:  # Longer ones are a cache, or a log.
+            values += value.values() if isinstance(value, dict) else value
+    return [value for value in values if isinstance(value, kinds) or _is_transport(type(value))]
+
+
+def _is_transport(kind: Any) -> bool:
+    return hasattr(kind, "handle_async_request") or hasattr(kind, "handle_request") or hasattr(kind, "arequest")
