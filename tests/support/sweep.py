@@ -4,13 +4,8 @@ A run makes a client with room for one connection, starts a scenario and cancels
 suspension. Afterwards it asks: does the next request get a connection, does the client close
 quietly, is every connection gone from the server (with the garbage collector off), and was the
 cancellation all that came out?
-
-    python -m tests.support.sweep --guard patch       (or class, or none)
-
-prints the table.
 """
 
-import argparse
 import asyncio
 import gc
 import os
@@ -20,10 +15,8 @@ import zlib
 import anyio
 
 from . import compat
-from .compat import httpx
 from .noise import Noise, no_gc, say, strip
-from .scenarios import SCENARIOS, get
-from .servers import serve
+from .scenarios import get
 from .stepping import WAYS, cancelled_at, passes, run
 
 MODES = WAYS + ["trio"]
@@ -156,44 +149,3 @@ def target(servers, base, tls=False, http2=False, proxy=None, uds=False, **optio
         watched.insert(0, relay)
     context = servers.client_context()
     return origin.url, watched, lambda: compat.make_client(base, context, http2=http2, **options)
-
-
-def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m tests.support.sweep")
-    parser.add_argument("--guard", choices=["patch", "class", "none"], default="patch")
-    modes = [mode for mode in MODES if mode != "trio" or not compat.trio_problem()]
-    parser.add_argument("--modes", default=",".join(modes))
-    parser.add_argument("--scenarios", default=",".join(scenario.__name__ for scenario in SCENARIOS))
-    for flag in ("--tls", "--http2", "--uds"):
-        parser.add_argument(flag, action="store_true")
-    parser.add_argument("--proxy", choices=["forward", "connect", "socks"])
-    parser.add_argument("-v", action="store_true", dest="verbose")
-    options = parser.parse_args(arguments)
-
-    import httpx_cancel_safe
-
-    if options.guard == "patch":
-        print("patch():", httpx_cancel_safe.patch())
-    base = httpx_cancel_safe.SafeAsyncClient if options.guard == "class" else httpx.AsyncClient
-    modes = options.modes.split(",")
-    results = []
-    print("%-18s" % "" + "".join("%12s" % mode for mode in modes))
-    with serve() as servers:
-        where = target(servers, base, options.tls, options.http2, options.proxy, options.uds)
-        for scenario in SCENARIOS:
-            if scenario.__name__ not in options.scenarios.split(","):
-                continue
-            print("%-18s" % scenario.__name__, end="", flush=True)
-            for mode in modes:
-                results.append(sweep(scenario, mode, *where, stride=1))
-                cell = "%d/%d" % (results[-1].faulty_points, results[-1].points)
-                print("%12s" % cell, end="", flush=True)
-            print()
-    print("in all: %d/%d" % (sum(one.faulty_points for one in results), sum(one.points for one in results)))
-    if options.verbose:
-        print("\n".join(repr(one) for one in results if one.faults))
-    return 1 if any(one.faults for one in results) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
