@@ -2,31 +2,33 @@
 
     python -m tests.benchmarks soak [--requests N] [--plain]
 
-Twenty workers send requests to three origins over a pool of 8 that keeps at most 5 idle connections, so that many are
-evicted, and cancel them after a random number of suspensions: once, often, by time-outs, scopes, failing groups, closed
-async generators and dropped coroutines, on asyncio and on trio. Twenty times in each tenth, when nothing is under way,
-the pool must list no request, and no connection that is not idle. After each tenth an ordinary request must succeed,
-and the tasks, open files, memory and objects are counted: after the first tenth they must stay as they are.
+Twenty requests at a time go to three origins over a pool of 8 that keeps at most 5 idle connections, so that many are
+evicted, and are cancelled at random: once, often, by time-outs, scopes, failing groups, closed async generators and
+dropped coroutines, on asyncio and on trio. When all twenty have ended, the pool must list no request, and no connection
+that is not idle. After each tenth an ordinary request must succeed, and the tasks, open files, memory and objects are
+counted: after the first tenth they must stay as they are.
 """
 
 import asyncio
 import collections
 import contextlib
+import functools
 import gc
 import os
 import random
 
 import anyio
 
+from .. import random_programs
+from ..random_programs import Boom, OnAsyncio, OnTrio, Step, cut_short
 from ..support import compat, stepping
 from ..support.compat import httpx
 from . import common
 
-WORKERS = 20
-CHECKS = 20  # In a tenth.
-PATHS = ["", "hang", "body", "redirect", "post"]
+AT_ONCE = 20
+PATHS = ["", "post", "hang", "hang/body", "hang/redirect"]
 WAYS = {
-    "asyncio": ["once", "often", "scope", "timeout", "group", "generator", "dropped"],
+    "asyncio": ["cancel", "thrice", "scope", "wait_for", "group", "generator", "close"],
     "trio": ["scope", "group", "generator"],
 }
 
@@ -34,14 +36,14 @@ WAYS = {
 async def answer(reader, writer):
     while True:
         path = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)[1]
-        if path == b"/redirect":
-            writer.write(b"HTTP/1.1 302 Found\r\nLocation: /body\r\nContent-Length: 0\r\n\r\n")
-        elif path in (b"/hang", b"/body"):
+        if path == b"/hang/redirect":
+            writer.write(b"HTTP/1.1 302 Found\r\nLocation: /hang/body\r\nContent-Length: 0\r\n\r\n")
+        elif path in (b"/hang", b"/hang/body"):
             writer.write(b"" if path == b"/hang" else b"HTTP/1.1 200 OK\r\nContent-Length: 4096\r\n\r\nhalf of it")
             await reader.read()
             return
         else:
-            await reader.readexactly(4096 if path == b"/post" else 0)
+            await reader.readexactly(15 if path == b"/post" else 0)
             writer.write(common.ANSWER)
 
 
@@ -52,8 +54,7 @@ def server():
 class Tenth:
     """What happened in a tenth, and what there is after it.
 
-    "lost" are cancels that `asyncio.wait_for()` swallowed, up to Python 3.11 (cpython #86296), and that were sent
-    again. Where that happens to a scope's or a time-out's, the request fails later, with ReadTimeout.
+    "lost" are the cancels of tasks that `asyncio.wait_for()` swallowed, up to Python 3.11 (cpython #86296).
     """
 
     def __init__(self):
@@ -71,88 +72,46 @@ class Tenth:
         self.objects = collections.Counter("%s.%s" % (kind.__module__, kind.__qualname__) for kind in kinds)
 
 
-@contextlib.contextmanager
-def counted(counts):
-    counts.cancelled += 1
-    try:
-        yield
-    except httpx.HTTPError as exc:
-        counts.failures[repr(exc)] += 1
-    counts.cancelled -= 1
-    counts.finished += 1
-
-
-def what(url):
-    if url.endswith("post"):
-        return dict(compat.content(b"x" * 4096), method="POST", url=url)
-    return {"method": "GET", "url": url}
-
-
-async def request(client, url, counts):
-    with counted(counts):
-        await client.request(**what(url))
-
-
-async def read(client, url, counts):
-    with counted(counts):
-        async with client.stream(**what(url)) as response:
-            async for part in response.aiter_bytes():
-                yield part
-
-
-async def streamed(client, url, counts):
-    async for _ in read(client, url, counts):
-        pass
-
-
-async def cancel_one(client, urls, way, dice, counts):
-    # Dropped not while a body is read: another task closes httpx's own generators then.
-    path = {"dropped": "hang", "generator": "body"}.get(way) or dice.choice(PATHS)
-    arguments, at = (client, dice.choice(urls) + path, counts), dice.randint(1, 30)
-    send = dice.choice([request, streamed])
-    if way == "timeout":
-        await stepping.cut_short(at / 3000, send(*arguments))
-    elif way == "scope":
-        with anyio.move_on_after(0.05) as scope:  # Some hang before they have been suspended so often.
-            await stepping.drive(send(*arguments), lambda count: count == at and scope.cancel())
-    elif way == "group":
-        with contextlib.suppress(ZeroDivisionError):
-            async with anyio.create_task_group() as group:
-                group.start_soon(send, *arguments)
-                await stepping.passes(at)
-                raise ZeroDivisionError
+async def cancel_one(client, urls, way, dice, counts, tasks, cancel):
+    path = dice.choice(PATHS)
+    kind = "post" if path == "post" else dice.choice(["get", "stream"])
+    if way == "close":  # Not while a body is read: another task closes httpx's own generators then.
+        path, kind = "hang", "get"
     elif way == "generator":
-        parts = read(*arguments)
-        async for _ in parts:
-            await parts.aclose()
-    else:
-        work = stepping.dropped_at(at, request(*arguments)) if way == "dropped" else send(*arguments)
-        task = stepping.start(work)
-        for passes in (2 * at, 1, 2, 4) if way == "often" else (2 * at,):
-            await stepping.passes(passes)
-            task.cancel()
-        while not (await asyncio.wait([task], timeout=0.5))[0]:
-            counts.lost += 1
-            task.cancel()
+        path, kind, way = "hang/body", "generator_closed", "none"
+    step, url, struck = Step(0, "0", kind, 0, path, way, dice.randint(1, 10), 2), dice.choice(urls) + path, []
+
+    async def request():
+        counts.cancelled += 1
+        try:
+            await random_programs.request(client, kind, url)
+        except httpx.HTTPError as exc:
+            if not ("hang" in path and isinstance(exc, httpx.ReadTimeout)):
+                counts.failures[repr(exc)] += 1
+        if kind != "generator_closed":
+            counts.cancelled -= 1
+            counts.finished += 1
+            counts.lost += len(struck)
+
+    with contextlib.suppress(Boom, asyncio.TimeoutError):
+        await cut_short(request, step, lambda: struck.append(cancel()), tasks)
 
 
-async def cancel_many(client, urls, ways, number, dice, counts):
-    """Have workers cancel so many requests; look for orphans after each part."""
-    before, tries = counts.cancelled, 0
-
-    async def worker(target):
-        nonlocal tries
-        while counts.cancelled < target and tries < 4 * number:
-            tries += 1
-            await cancel_one(client, urls, dice.choice(ways), dice, counts)
-
-    for part in range(CHECKS):
-        async with anyio.create_task_group() as group:
-            for _ in range(WORKERS):
-                group.start_soon(worker, before + (part + 1) * number / CHECKS)
+async def cancel_many(client, make_tasks, urls, ways, number, dice, counts):
+    """Cancel so many requests, but do not try for ever; look for orphans in between."""
+    target = counts.cancelled + number
+    for _ in range(int(4 * number / AT_ONCE)):
+        tasks = make_tasks()
+        for _ in range(AT_ONCE):
+            tasks.start(functools.partial(cancel_one, client, urls, dice.choice(ways), dice, counts, tasks))
+        await tasks.wait(0.3)
+        tasks.cancel_all()
+        await tasks.wait(60)
         await stepping.passes()
         states = compat.connections_of(client)
         counts.orphans += compat.requests_of(client) + len(states) - states.count("idle")
+        if counts.cancelled >= target:
+            break
     try:
         for url in urls:
             counts.answered &= (await client.get(url)).status_code == 200
@@ -165,8 +124,11 @@ def make_client():
 
 
 async def on_trio(*arguments):
+    import trio
+
     client = make_client()
-    await cancel_many(client, *arguments)
+    async with trio.open_nursery() as nursery:
+        await cancel_many(client, functools.partial(OnTrio, nursery), *arguments)
     with contextlib.suppress(RuntimeError):
         await client.aclose()
 
@@ -186,7 +148,7 @@ def soak(urls, requests, tenths=10, backends=("asyncio", "trio"), seed=0):
                 if backend == "trio":
                     anyio.run(on_trio, *arguments, backend="trio")
                 else:
-                    loop.run_until_complete(cancel_many(client, *arguments))
+                    loop.run_until_complete(cancel_many(client, OnAsyncio, *arguments))
                     gc.collect()  # Generators of httpx that were left half-way: the loop closes them.
                     loop.run_until_complete(asyncio.sleep(0.05))  # What is closing.
             found.take_stock(loop)
