@@ -1,7 +1,6 @@
 """The sync client: an exception at each blocking call, between any two lines, and from a signal handler."""
 
 import contextlib
-import functools
 import gc
 import itertools
 import signal
@@ -45,10 +44,6 @@ def stream(client, url):
     get(client, url)
 
 
-def make(base, limit=1, pool_timeout=0.1):
-    return compat.make_client(base, False, limit=limit, pool_timeout=pool_timeout, timeout=5.0)
-
-
 def afterwards(client, server, seconds=2, limit=1):
     """What is wrong with a client one of whose requests was interrupted."""
     faults = []
@@ -78,37 +73,27 @@ def afterwards(client, server, seconds=2, limit=1):
 
 
 class AtCalls:
-    """Raises at the k-th blocking call of this thread's sockets."""
+    """Raises before the k-th blocking call of this thread's sockets."""
 
-    left = 0
-
-    def __init__(self, monkeypatch):
-        for name in ("connect", "send", "sendall", "recv"):
-            monkeypatch.setattr(socket.socket, name, self.striking(getattr(socket.socket, name)))
-
-    def striking(self, original):
-        @functools.wraps(original)
-        def call(sock, *args):
-            if threading.current_thread() is threading.main_thread():
-                self.count()
-            return original(sock, *args)
-
-        return call
-
-    def count(self):
-        if self.left:
-            self.left -= 1
-            if not self.left:
-                sys.settrace(None)
-                raise self.error
+    calls = ("connect", "send", "sendall", "recv")
 
     def arm(self, k, error):
         self.left, self.error = k, error
+        sys.setprofile(self.profile)
+
+    def profile(self, frame, event, argument):
+        if event == "c_call" and argument.__name__ in self.calls and isinstance(argument.__self__, socket.socket):
+            self.count()
+
+    def count(self):
+        self.left -= 1
+        if not self.left:
+            self.disarm()
+            raise self.error
 
     def disarm(self):
-        struck, self.left = not self.left, 0
+        sys.setprofile(None)
         sys.settrace(None)
-        return struck
 
 
 class AtLines(AtCalls):
@@ -120,11 +105,8 @@ class AtLines(AtCalls):
 
     where = ("httpcore", "httpx_cancel_safe", "httpx/_transports")
 
-    def __init__(self, monkeypatch):
-        """Patch nothing."""
-
     def arm(self, k, error):
-        super().arm(k, error)
+        self.left, self.error = k, error
         sys.settrace(self.trace)
 
     def trace(self, frame, event, argument):
@@ -146,7 +128,7 @@ def sweep(scenarios, base, error, server, striker, stride=1, seconds=2):
     with no_gc():
         for scenario in scenarios:
             for k in itertools.count(1, stride):
-                client = make(base)
+                client = compat.make_client(base, False, pool_timeout=0.1, timeout=5.0)
                 striker.arm(k, error)
                 try:
                     scenario(client, server.url)
@@ -154,10 +136,10 @@ def sweep(scenarios, base, error, server, striker, stride=1, seconds=2):
                     if exc is not error:
                         faults.append("%s %d: %r came out" % (scenario.__name__, k, exc))
                 finally:
-                    struck = striker.disarm()
+                    striker.disarm()
                 error.__traceback__ = error.__context__ = None
                 faults += ["%s %d: %s" % (scenario.__name__, k, what) for what in afterwards(client, server, seconds)]
-                if not struck:
+                if striker.left > 0:
                     break
                 points += 1
     return faults, points
@@ -166,17 +148,16 @@ def sweep(scenarios, base, error, server, striker, stride=1, seconds=2):
 # socket.create_connection() leaves its socket to the garbage collector, unless an OSError ends it.
 @pytest.mark.filterwarnings(r"ignore:unclosed .*laddr=\('0.0.0.0', 0\):ResourceWarning")
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Strike()], ids=repr)
-def test_nothing_is_lost_at_any_blocking_call(servers, guarded, monkeypatch, error):
+def test_nothing_is_lost_at_any_blocking_call(servers, guarded, error):
     scenarios = [get, redirect, post_and_digest, stream]
-    faults, points = sweep(scenarios, guarded.Client, error, servers.plain, AtCalls(monkeypatch))
+    faults, points = sweep(scenarios, guarded.Client, error, servers.plain, AtCalls())
     assert points >= 20
     assert not faults, "\n".join(faults)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_without_the_patch_connections_are_lost(servers, monkeypatch):
-    striker = AtCalls(monkeypatch)
-    faults, _ = sweep([redirect, stream], httpx.Client, KeyboardInterrupt(), servers.plain, striker, 2, 0.1)
+def test_without_the_patch_connections_are_lost(servers):
+    faults, _ = sweep([redirect, stream], httpx.Client, KeyboardInterrupt(), servers.plain, AtCalls(), 2, 0.1)
     gc.collect()
     assert len(faults) >= 2, faults
 
@@ -184,9 +165,9 @@ def test_without_the_patch_connections_are_lost(servers, monkeypatch):
 # A socket that is struck within its making is closed by Python, which says so.
 @pytest.mark.filterwarnings("ignore:.*<socket.socket:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("scenario", [redirect, stream])
-def test_nothing_is_lost_between_any_two_lines(servers, guarded, monkeypatch, scenario):
+def test_nothing_is_lost_between_any_two_lines(servers, guarded, scenario):
     stride = 5 if STRIDE == 1 else 37
-    faults, points = sweep([scenario], guarded.Client, Strike(), servers.plain, AtLines(monkeypatch), stride)
+    faults, points = sweep([scenario], guarded.Client, Strike(), servers.plain, AtLines(), stride)
     assert points >= 5
     assert not faults, "\n".join(faults)
 
@@ -197,8 +178,8 @@ def test_nothing_is_lost_between_any_two_lines(servers, guarded, monkeypatch, sc
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
 def test_signals_that_strike_while_other_threads_use_the_client(servers, guarded):
     """The main thread is struck again and again; the others' requests all succeed, and nothing hangs."""
-    client, url = make(guarded.Client, limit=3, pool_timeout=20), servers.plain.url
-    over, answered = threading.Event(), []
+    client = compat.make_client(guarded.Client, False, limit=3)
+    url, over, answered = servers.plain.url, threading.Event(), []
 
     def bystander():
         while not over.is_set():
@@ -207,39 +188,28 @@ def test_signals_that_strike_while_other_threads_use_the_client(servers, guarded
 
     def strike(number, frame):
         # http.cookiejar, too, is Python code around a lock.
-        in_cookies = frame is not None and "cookiejar" in frame.f_code.co_filename
-        if frame is not None and frame.f_code.co_name not in ("__del__", "send") and not in_cookies:
+        if frame.f_code.co_name in ("__del__", "send") or "cookiejar" in frame.f_code.co_filename:
+            signal.setitimer(signal.ITIMER_REAL, 0.0002)
+        else:
             raise Strike
-
-    def struck():
-        strikes, handler = 0, signal.signal(signal.SIGALRM, strike)
-        try:
-            for k in range(100):
-                signal.setitimer(signal.ITIMER_REAL, 0.0002 + 0.0001 * (k % 30))
-                try:
-                    get(client, url)
-                except Strike:
-                    strikes += 1
-                finally:
-                    while True:
-                        try:
-                            signal.setitimer(signal.ITIMER_REAL, 0)
-                            break
-                        except Strike:
-                            strikes += 1
-        finally:
-            signal.signal(signal.SIGALRM, handler)
-            over.set()
-        return strikes
 
     threads = [threading.Thread(target=bystander, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
-    strikes = struck()
+    handler = signal.signal(signal.SIGALRM, strike)
+    try:
+        for k in range(100):
+            with pytest.raises(Strike):
+                signal.setitimer(signal.ITIMER_REAL, 0.0002 + 0.0001 * (k % 30))
+                while True:
+                    get(client, url)
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+        over.set()
     for thread in threads:
         thread.join(20)
     assert not any(thread.is_alive() for thread in threads), "a thread hangs"
     gc.collect()
-    assert strikes > 10 and len(answered) > 10
+    assert len(answered) > 10
     # Every place in the pool can be had.
     assert not afterwards(client, servers.plain, limit=3)
