@@ -120,13 +120,11 @@ async def pieces(client, url, limits):
 async def request(client, kind, url):
     """Do what a step does; return what came back, or None where nothing is compared."""
     limits = {"timeout": httpx.Timeout(SECONDS, read=0.15, pool=POOL_TIMEOUT)} if "/hang" in url else {}
-    if kind in ("get", "hook_waits", "hook_raises"):
-        return (await client.get(url, **limits)).text
+    if kind in ("get", "hook_waits", "hook_raises", "auth"):
+        return (await client.get(url, auth=Auth() if kind == "auth" else None, **limits)).text
     if kind in ("post", "post_slowly"):
         body = slow_body() if kind == "post_slowly" else b"hello" * 3
         return (await client.post(url, content=body, **limits)).text
-    if kind == "auth":
-        return (await client.get(url, auth=Auth(), **limits)).text
     if kind == "send" and not limits:
         response = await client.send(client.build_request("GET", url), stream=True)
         try:
@@ -461,17 +459,11 @@ def run(config, steps, server, base, backend):
 
 
 def shrink(steps, fails):
-    """Leave out steps, in halves, quarters and one by one, for as long as the rest fails."""
-    size = len(steps) // 2
-    while size:
-        start = 0
-        while start < len(steps):
-            fewer = steps[:start] + steps[start + size :]
-            if fewer and fails(fewer):
-                steps = fewer
-            else:
-                start += size
-        size //= 2
+    """Leave out each step without which the rest fails as well."""
+    for step in list(steps):
+        fewer = [one for one in steps if one != step]
+        if fewer and fails(fewer):
+            steps = fewer
     return steps
 
 
@@ -500,7 +492,6 @@ def main():
     parser.add_argument("--backend", choices=["asyncio", "trio", "uvloop"], default="asyncio")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run this one alone")
     parser.add_argument("--keep", help="with --replay: only these steps, as 2,5")
-    parser.add_argument("--shrink", type=int, default=3, help="how many failures to make small")
     given = parser.parse_args()
     base = base_class(given.guard)
     failed = requests = cut = 0
@@ -518,7 +509,7 @@ def main():
             if faults:
                 failed += 1
                 print("seed %d: %s" % (seed, "; ".join(faults)[: 300 if given.replay is None else None]))
-                if failed <= given.shrink and not given.keep:
+                if failed <= 3 and not given.keep:
                     print(explain(seed, server, base, given.guard, given.backend))
                 sys.stdout.flush()
     took = time.monotonic() - began

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from types import SimpleNamespace
 
+from ..benchmarks.common import service
 from .asgi_app import __name__ as app
 from .servers import authority, client_context
 
@@ -48,32 +49,19 @@ class Watched:
 @contextlib.contextmanager
 def serve():
     """What sweep.target() needs: `plain`, `tls`, `http2` and `proxy`."""
-    trusted = authority()
+    trusted, python = authority(), [sys.executable, "-W", "ignore"]
     with contextlib.ExitStack() as stack:
 
-        def start(*arguments, **options):
-            command, pipe = [sys.executable, "-W", "ignore"] + list(arguments), subprocess.PIPE
-            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, universal_newlines=True, **options)
-            stack.enter_context(process)
-            # hypercorn's graceful shutdown waits for clients that have left.
-            stack.callback(process.terminate if "-c" in arguments else process.kill)
-            return process
-
-        def hypercorn(scheme, *arguments):
-            # The socket listens from here on: nobody need wait until the server is up.
-            with socket.socket() as listener:
-                listener.bind(("127.0.0.1", 0))
-                listener.listen(100)
-                fd = listener.fileno()
-                # Clients that go away are what this is for: no log.
-                arguments += ("--bind", "fd://%d" % fd, "--workers", "0", "--error-logfile", os.devnull, app + ":app")
-                start("-m", "hypercorn", *arguments, pass_fds=[fd])
-                return Watched(scheme, listener.getsockname()[1])
+        def hypercorn(scheme, *options):
+            # It would wait for clients that have left.
+            command = python + ["-m", "hypercorn", "--bind", "fd://FD", "--workers", "0", "--graceful-timeout", "0"]
+            return Watched(scheme, stack.enter_context(service(command + list(options) + [app + ":app"]))[1])
 
         certificate = os.path.join(stack.enter_context(tempfile.TemporaryDirectory()), "certificate.pem")
         issued = trusted.issue_cert("127.0.0.1", "localhost")
         issued.private_key_and_cert_chain_pem.write_to_path(certificate)
         tls = hypercorn("https", "--certfile", certificate, "--keyfile", certificate)
-        proxy = Watched("http", int(start("-c", PROXY).stdout.readline()))
+        process = subprocess.Popen(python + ["-c", PROXY], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        proxy = Watched("http", int(stack.enter_context(process).stdout.readline()))
         running = {"plain": hypercorn("http"), "tls": tls, "http2": tls, "proxy": proxy}
         yield SimpleNamespace(client_context=lambda: client_context(trusted), **running)

@@ -117,20 +117,21 @@ async def _cancelled_by_scope(k, coro):
 
 
 async def _raised_at(k, coro):
-    abort = Abort()
-    counts = []
+    struck = []
 
     def strike(count):
-        counts.append(count)
-        return abort if count == k else None
+        if count == k:
+            struck.append(Abort())
+            return struck[0]
+        return None
 
     try:
         await drive(coro, strike)
     except Abort as exc:
-        assert exc is abort  # noqa: PT017
+        assert struck == [exc]  # noqa: PT017
         strip(exc)
         return "raised"
-    return "swallowed" if k in counts else ""
+    return "swallowed" if struck else ""
 
 
 def start(coroutine):
