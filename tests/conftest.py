@@ -68,9 +68,9 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def servers():
-    from .support.servers import serve  # Not every cell has what that needs.
+    from .support.servers import Servers  # Not every cell has what that needs.
 
-    with serve() as running:
+    with Servers() as running:
         yield running
 
 

@@ -86,22 +86,23 @@ def client_classes():
     def calling(wrapped, instance, args, kwargs):
         return wrapped(*args, **kwargs)
 
+    class Awaiting(httpx.AsyncClient):
+        send = wrapt.FunctionWrapper(httpx.AsyncClient.send, awaiting)
+
+    class Calling(httpx.Client):
+        send = wrapt.FunctionWrapper(httpx.Client.send, calling)
+
     plain = httpx.AsyncClient, httpx.Client
-    wrapped = [
-        type(kind.__name__, (kind,), {"send": wrapt.FunctionWrapper(kind.send, wrapper)})
-        for kind, wrapper in zip(plain, (awaiting, calling))
-    ]
     safe = httpx_cancel_safe.SafeAsyncClient, httpx_cancel_safe.SafeClient
-    return {"plain": plain, "wrapper": wrapped, "patch": plain, "safe": safe}
+    return {"plain": plain, "wrapper": (Awaiting, Calling), "patch": plain, "safe": safe}
 
 
-def make_client(kind, transport, is_async):
-    options = {}
-    if transport == "stub":
-        options["transport"] = Answers(AsyncBody()) if is_async else SyncAnswers(Body())
-    elif transport == "http2":
-        options["transport"] = (httpx.AsyncHTTPTransport if is_async else httpx.HTTPTransport)(http1=False, http2=True)
-    return kind(trust_env=False, **options)
+def make_transport(name, is_async):
+    if name == "stub":
+        return Answers(AsyncBody()) if is_async else SyncAnswers(Body())
+    if name == "http2":
+        return (httpx.AsyncHTTPTransport if is_async else httpx.HTTPTransport)(http1=False, http2=True)
+    return None
 
 
 async def send(client, url, is_streamed, is_async, number):
@@ -122,7 +123,7 @@ def child(case, url):
     gc.disable()
 
     async def main(kinds, warm_up):
-        client = make_client(kinds[0 if is_async else 1], transport, is_async)
+        client = kinds[0 if is_async else 1](trust_env=False, transport=make_transport(transport, is_async))
         await send(client, url, is_streamed, is_async, warm_up)
         gc.collect()
         valgrind.start()

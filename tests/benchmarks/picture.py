@@ -12,9 +12,7 @@ REQUESTS = 300
 POINTS = 40  # Each request is cancelled at one of its first suspensions, most of them in the body.
 COLOURS = ["#c0392b", "#7d6608", "#1a7f4b"]
 
-WIDTH, HEIGHT = 720, 400
-LEFT, RIGHT, TOP, BOTTOM = 64, 24, 56, 52
-ACROSS, DOWN = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+LEFT, RIGHT, TOP, BOTTOM = 64, 696, 56, 348  # Of the axes.
 
 
 def child(suffix):
@@ -39,17 +37,13 @@ def child(suffix):
             # A connection that is closed and still listed takes up its place all the same.
             found.append(sum(state != "idle" for state in compat.connections_of(client)))
 
-    with servers.serve() as running:
+    with servers.Servers() as running:
         stepping.run(None, "asyncio", main, seconds=300)
     return "httpx " + httpx.__version__ + suffix, found
 
 
-def x(number):
-    return LEFT + ACROSS * number / REQUESTS
-
-
-def y(in_use):
-    return TOP + DOWN * (1 - in_use / 110)
+def place(number, in_use):
+    return LEFT + (RIGHT - LEFT) * number / REQUESTS, BOTTOM - (BOTTOM - TOP) * in_use / 110
 
 
 def text(left, top, what, colour="#333", anchor="start", size=13):
@@ -65,19 +59,18 @@ def line(points, colour, width):
 def draw(runs):
     """One line a run, named at its end."""
     title = "Connections in use after cancelled requests, one client, limit 100"
-    form = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" role="img" font-family="sans-serif">'
-    parts = [form.format(WIDTH, HEIGHT) + "<title>" + title + "</title>"]
-    parts.append('<rect width="100%" height="100%" fill="#fff"/>')
+    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 400" role="img" font-family="sans-serif">'
+    parts = [head + "<title>" + title + "</title>", '<rect width="100%" height="100%" fill="#fff"/>']
     parts.append(text(LEFT, 28, title, size=16))
-    parts.append(text(LEFT + ACROSS / 2, HEIGHT - 12, "cancelled requests", anchor="middle"))
+    parts.append(text((LEFT + RIGHT) / 2, 388, "cancelled requests", anchor="middle"))
     for in_use in range(0, 101, 25):
-        parts.append(line([(LEFT, y(in_use)), (WIDTH - RIGHT, y(in_use))], "#ddd", 1))
-        parts.append(text(LEFT - 8, y(in_use) + 4, in_use, anchor="end"))
+        parts.append(line([place(0, in_use), place(REQUESTS, in_use)], "#ddd", 1))
+        parts.append(text(LEFT - 8, place(0, in_use)[1] + 4, in_use, anchor="end"))
     for number in range(0, REQUESTS + 1, 50):
-        parts.append(text(x(number), HEIGHT - BOTTOM + 20, number, anchor="middle"))
+        parts.append(text(place(number, 0)[0], BOTTOM + 20, number, anchor="middle"))
     for (name, counts), colour in zip(runs, COLOURS):
-        parts.append(line([(x(n), y(c)) for n, c in enumerate(counts)], colour, 2.5))
-        parts.append(text(WIDTH - RIGHT, y(counts[-1]) - 8, "%s: %d" % (name, counts[-1]), colour, "end"))
+        parts.append(line([place(*point) for point in enumerate(counts)], colour, 2.5))
+        parts.append(text(RIGHT, place(0, counts[-1])[1] - 8, "%s: %d" % (name, counts[-1]), colour, "end"))
     return "\n".join(parts + ["</svg>\n"])
 
 

@@ -26,7 +26,6 @@ from . import common
 LIMIT = 20
 CANCELLED = 3000
 AT_ONCE = 10
-WAYS = ("plain", "patch", "class", "auto", "autowrapt")
 KINDS = ("hang-up", "wait_for")
 
 
@@ -190,7 +189,7 @@ def measure(python, way, kind="hang-up", seed=2139, cancelled=CANCELLED, server=
 
 def main():
     parser = common.parser(__doc__, rounds=3)
-    parser.add_argument("--way", choices=WAYS, default="patch")
+    parser.add_argument("--way", choices=["plain", "patch", "class", "auto", "autowrapt"], default="patch")
     parser.add_argument("--kind", choices=KINDS, default="hang-up")
     parser.add_argument("pythons", nargs="*", metavar="PYTHON", default=[sys.executable])
     options = parser.parse_args()

@@ -7,6 +7,7 @@ gone. TLS is done by hand on top of it, so that a client which leaves in the mid
 import asyncio
 import collections
 import contextlib
+import functools
 import os
 import socket
 import ssl
@@ -29,7 +30,6 @@ HELLO = b"hello"
 LARGE = b"x" * (128 * 1024)
 FAULTS = ("/drop", "/early", "/garbage", "/hang")  # Whatever is sent there fails.
 
-
 CHALLENGE = ("www-authenticate", 'Digest realm="r", nonce="n", qop="auth", algorithm=MD5')
 # By path: body, status and headers. A body in parts comes slowly.
 REPLIES = {
@@ -41,9 +41,6 @@ REPLIES = {
     "/loop": (b"", 302, [("location", "/loop")]),
     "/challenge": ([b"go ", b"off"], 401, [CHALLENGE]),
 }
-
-
-# -- What the paths mean -----------------------------------------------------------------------
 
 
 class Exchange:
@@ -136,9 +133,6 @@ async def answer(exchange):
         exchange.reply(text)
 
 
-# -- What the connections speak ----------------------------------------------------------------
-
-
 class Connection(asyncio.Protocol):
     """One accepted socket, with TLS or without, and the task that serves it."""
 
@@ -174,9 +168,6 @@ class Connection(asyncio.Protocol):
             self.server.errors.append(exc)
         finally:
             self.transport.close()
-
-    async def serve(self):
-        raise NotImplementedError
 
     def data_received(self, data):
         if self.tls is None:
@@ -336,9 +327,6 @@ class HTTP2(Connection):
                         waiting.flush()
 
 
-# -- Proxies -----------------------------------------------------------------------------------
-
-
 class Upstream(asyncio.Protocol):
     """The far side of a proxied connection: what it says goes to the client as it is."""
 
@@ -401,9 +389,6 @@ class SOCKS(Relay):
         await self.copy()
 
 
-# -- The servers -------------------------------------------------------------------------------
-
-
 class Server:
     """Listens on several ports, each an origin of its own (`urls`), or on a UNIX socket."""
 
@@ -434,9 +419,7 @@ class Server:
         return asyncio.run_coroutine_threadsafe(coro, self.loop).result(30)
 
     async def _listen(self):
-        def make():
-            return self.kind(self)
-
+        make = functools.partial(self.kind, self)
         if self.uds is not None:
             self._listeners.append(await self.loop.create_unix_server(make, self.uds))
             return "http://127.0.0.1"
@@ -514,15 +497,15 @@ def client_context(trusted):
     return context
 
 
-class Servers:
+class Servers(contextlib.ExitStack):
     """All of them, each started when it is first asked for."""
 
-    def __init__(self, stack):
-        self._stack = stack
+    def __init__(self):
+        super().__init__()
         self._authority = authority()
-        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        directory = self.enter_context(tempfile.TemporaryDirectory())
         self._kinds = {
-            "plain": lambda: Server(),
+            "plain": Server,
             "tls": lambda: Server(context=self._context("http/1.1")),
             "http2": lambda: Server(HTTP2, context=self._context("h2")),
             "uds": lambda: Server(uds=os.path.join(directory, "socket")),
@@ -533,7 +516,7 @@ class Servers:
     def __getattr__(self, name):
         if name not in self._kinds:
             raise AttributeError(name)
-        setattr(self, name, self._stack.enter_context(contextlib.closing(self._kinds[name]())))
+        setattr(self, name, self.enter_context(contextlib.closing(self._kinds[name]())))
         return getattr(self, name)
 
     def _context(self, protocol):
@@ -548,9 +531,3 @@ class Servers:
 
     def client_context(self):
         return client_context(self._authority)
-
-
-@contextlib.contextmanager
-def serve():
-    with contextlib.ExitStack() as stack:
-        yield Servers(stack)
