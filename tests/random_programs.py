@@ -171,11 +171,9 @@ async def cut_short(call, step, cancel, on):
     def later(function, passes=0):
         on.soon((lambda: later(function, passes - 1)) if passes else function)
 
-    def cancel_again():
-        later(cancel)
-        later(cancel, step.gap)
-        if cut == "thrice":
-            later(cancel, step.gap + 2)
+    def cancel_later():
+        for after in (0, step.gap, step.gap + 2)[: {"cancel": 1, "twice": 2, "thrice": 3}[cut]]:
+            later(cancel, after)
 
     def drop():
         raise Dropped
@@ -186,7 +184,7 @@ async def cut_short(call, step, cancel, on):
 
     if cut == "none":
         return await call()
-    strikes = {"cancel": lambda: later(cancel), "cancel_now": cancel, "twice": cancel_again, "thrice": cancel_again}
+    strikes = {"cancel": cancel_later, "twice": cancel_later, "thrice": cancel_later, "cancel_now": cancel}
     strikes.update(close=drop, drop=drop)
     if cut in strikes:
         with contextlib.suppress(Dropped):
@@ -251,7 +249,6 @@ class OnAsyncio:
         return not pending
 
     def left(self):
-        """The tasks that are there besides this one."""
         return ["left: %r" % task for task in compat.all_tasks(self.loop) - self.before]
 
 
@@ -299,6 +296,15 @@ class OnTrio:
         return ["tasks: %d" % (living - self.before)] if living > self.before else []
 
 
+async def on_trio(function, *arguments):
+    """Run a function that gets a class like `OnAsyncio`."""
+    import trio
+
+    async with trio.open_nursery() as nursery:
+        await function(functools.partial(OnTrio, nursery), *arguments)
+        nursery.cancel_scope.cancel()
+
+
 def verdict(step, outcome, expected, Cancelled):
     """Say what is wrong with how a step ended; None where nothing is."""
     if not isinstance(outcome, type):
@@ -326,8 +332,7 @@ async def play(config, steps, server, base, tasks, running_on):
     limits = {"limit": config.connections, "keepalive": config.keepalive, "expiry": expiry}
     client = compat.make_client(base, False, timeout=SECONDS, pool_timeout=POOL_TIMEOUT, **limits)
     client.event_hooks = {"request": [hook]}
-    outcomes = {}
-    closing = False
+    outcomes, closing = {}, False
 
     def start(step):
         path = step.path + ("&" if "?" in step.path else "?") + "step=%d" % step.number
@@ -425,29 +430,19 @@ def run(config, steps, server, base, backend):
     server.reset()
     faults, running_on = [], []
 
-    async def on_loop():
-        task = asyncio.ensure_future(play(config, steps, server, base, OnAsyncio, running_on))
-        if (await asyncio.wait([task], timeout=SECONDS))[0]:
-            faults.extend(task.result())
-        else:
-            faults.append("stands still")
-            task.cancel()
-            await asyncio.wait([task], timeout=1)
+    async def play_on(tasks):
+        faults.extend(await play(config, steps, server, base, tasks, running_on))
 
-    async def on_trio():
-        import trio
-
-        with trio.move_on_after(SECONDS) as scope:
-            async with trio.open_nursery() as nursery:
-                faults.extend(await play(config, steps, server, base, lambda: OnTrio(nursery), running_on))
-                nursery.cancel_scope.cancel()
-        if scope.cancelled_caught:
+    async def main():
+        with anyio.move_on_after(SECONDS) as scope:
+            await (on_trio(play_on) if backend == "trio" else play_on(OnAsyncio))
+        if scope.cancel_called:
             faults.append("stands still")
 
     faulthandler.dump_traceback_later(6 * SECONDS, exit=True)
     with Noise(None) as noise:
         try:
-            stepping.run(noise, backend, on_trio if backend == "trio" else on_loop, seconds=None)
+            stepping.run(noise, backend, main, seconds=None)
         except Exception as exc:
             faults.append("the program ended with %r" % exc)
         gc.collect()
@@ -494,8 +489,7 @@ def main():
     parser.add_argument("--keep", help="with --replay: only these steps, as 2,5")
     given = parser.parse_args()
     base = base_class(given.guard)
-    failed = requests = cut = 0
-    began = time.monotonic()
+    failed, requests, cut, began = 0, 0, 0, time.monotonic()
     seeds = range(given.seed, given.seed + given.rounds) if given.replay is None else [given.replay]
     with raw_server(ORIGINS) as server:
         for seed in seeds:
@@ -508,12 +502,10 @@ def main():
             faults = run(config, steps, server, base, given.backend)
             if faults:
                 failed += 1
-                print("seed %d: %s" % (seed, "; ".join(faults)[: 300 if given.replay is None else None]))
+                print("seed %d: %s" % (seed, "; ".join(faults)[: 300 if given.replay is None else None]), flush=True)
                 if failed <= 3 and not given.keep:
-                    print(explain(seed, server, base, given.guard, given.backend))
-                sys.stdout.flush()
-    took = time.monotonic() - began
-    counts = (len(seeds), requests, cut, failed, took)
+                    print(explain(seed, server, base, given.guard, given.backend), flush=True)
+    counts = (len(seeds), requests, cut, failed, time.monotonic() - began)
     print("%d programs, %d requests, %d of them cut short, %d failed, %.0f s" % counts)
     return bool(failed)
 

@@ -18,7 +18,6 @@ from .support.sweep import MODES, STRIDE, sweep, target
 pytestmark = pytest.mark.skipif(compat.FIXED, reason="nothing is patched on httpx %s" % httpx.__version__)
 
 every_mode = pytest.mark.parametrize("mode", MODES)
-asyncio_modes = pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "trio"])
 
 # The ways to a server, which differ below the request.
 WAYS = {
@@ -123,7 +122,7 @@ def test_http2_loses_no_cancel(servers, scenario):
     assert check(servers, scenario, "once", "http2").swallowed <= 1
 
 
-@asyncio_modes
+@pytest.mark.parametrize("mode", MODES[:-1])  # Not on trio.
 @by_name("way, scenario", [(None, one) for one in SHORT + [scenarios.hooks]] + BY_WAY[: len(SHORT) * 2])
 def test_uvloop(servers, monkeypatch, way, scenario, mode):
     getattr(servers, way or "plain")  # It is started, with a loop of asyncio's.

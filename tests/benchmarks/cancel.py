@@ -1,6 +1,6 @@
 """What a cancel costs, and whether that grows with the number of requests in flight.
 
-    python -m tests.benchmarks cancel --first DIRECTORY --httpx2 PYTHON
+    python -m tests.benchmarks cancel --httpx2 PYTHON
 
 N requests are in flight on one client, to a server that never answers, and all of them are cancelled at once. The
 figure is the CPU time from there until all have ended and their sockets are closed, a request: the median of several

@@ -1,7 +1,7 @@
 """What the benchmarks share: a server and measured clients, each in a process of its own, and tables.
 
-A client is of one of these variants: "plain" httpx; httpx with the patch as it is "now", in this checkout; httpx with
-that of the "first" release, which is found in a directory; or "httpx2", in another environment.
+A client is of one of these variants: "plain" httpx; httpx with the patch as it is "now"; or "httpx2", in another
+environment.
 """
 
 import argparse
@@ -54,9 +54,9 @@ def server(name, ports=1):
         process.stdin.close()
 
 
-def run_child(name, *arguments, python=sys.executable, first=None, before=()):
+def run_child(name, *arguments, python=sys.executable, before=()):
     """Return what `child(*arguments)` of a benchmark returns in a new process."""
-    environment = dict(os.environ, PYTHONHASHSEED="0", **({"PYTHONPATH": first} if first else {}))
+    environment = dict(os.environ, PYTHONHASHSEED="0")
     command = [*before, python, "-W", "ignore", "-m", "tests.benchmarks", name, "--child", json.dumps(arguments)]
     return json.loads(subprocess.check_output(command, cwd=str(ROOT), env=environment).decode())
 
@@ -95,22 +95,19 @@ def parser(description, rounds=None, compares=False):
     if rounds:
         made.add_argument("--rounds", type=int, default=rounds)
     if compares:
-        made.add_argument("--first", metavar="DIRECTORY", help="the first release, to compare with")
         made.add_argument("--httpx2", metavar="PYTHON", help="one with httpx2, to compare with")
     return made
 
 
 def compare(options, name, *arguments, variants=("plain", "now")):
     """Return for each variant what `child(variant, *arguments)` returned, once a round; they take turns."""
-    where = {variant: {} for variant in variants}
-    if options.first:
-        where["first"] = {"first": os.path.abspath(options.first)}
+    pythons = dict.fromkeys(variants, sys.executable)
     if options.httpx2:
-        where["httpx2"] = {"python": options.httpx2}
-    found = {variant: [] for variant in where}
+        pythons["httpx2"] = options.httpx2
+    found = {variant: [] for variant in pythons}
     for _ in range(options.rounds):
-        for variant, how in where.items():
-            found[variant].append(run_child(name, variant, *arguments, **how))
+        for variant, python in pythons.items():
+            found[variant].append(run_child(name, variant, *arguments, python=python))
     return found
 
 
@@ -118,11 +115,8 @@ def library(variant):
     """Return httpx of this variant."""
     if variant == "httpx2":
         return __import__("httpx2")
-    if variant != "plain":
-        import httpx_cancel_safe
-
-        assert httpx_cancel_safe.__version__.startswith("1.0.") == (variant == "first")
-        assert httpx_cancel_safe.patch()
+    if variant == "now":
+        __import__("httpx_cancel_safe").patch()
     return __import__("httpx")
 
 

@@ -20,7 +20,7 @@ import random
 import anyio
 
 from .. import random_programs
-from ..random_programs import Boom, OnAsyncio, OnTrio, Step, cut_short
+from ..random_programs import Boom, OnAsyncio, Step, cut_short, on_trio
 from ..support import compat, stepping
 from ..support.compat import httpx
 from . import common
@@ -97,7 +97,7 @@ async def cancel_one(client, urls, way, dice, counts, tasks, cancel):
         await cut_short(request, step, lambda: struck.append(cancel()), tasks)
 
 
-async def cancel_many(client, make_tasks, urls, ways, number, dice, counts):
+async def cancel_many(make_tasks, client, urls, ways, number, dice, counts):
     """Cancel so many requests, but do not try for ever; look for orphans in between."""
     target = counts.cancelled + number
     for _ in range(int(4 * number / AT_ONCE)):
@@ -123,12 +123,9 @@ def make_client():
     return compat.make_client(httpx.AsyncClient, False, limit=8, keepalive=5, timeout=5.0)
 
 
-async def on_trio(*arguments):
-    import trio
-
+async def cancel_many_on_trio(*arguments):
     client = make_client()
-    async with trio.open_nursery() as nursery:
-        await cancel_many(client, functools.partial(OnTrio, nursery), *arguments)
+    await on_trio(cancel_many, client, *arguments)
     with contextlib.suppress(RuntimeError):
         await client.aclose()
 
@@ -146,9 +143,9 @@ def soak(urls, requests, tenths=10, backends=("asyncio", "trio"), seed=0):
             for backend in backends:
                 arguments = urls, WAYS[backend], requests / tenths / len(backends), dice, found
                 if backend == "trio":
-                    anyio.run(on_trio, *arguments, backend="trio")
+                    anyio.run(cancel_many_on_trio, *arguments, backend="trio")
                 else:
-                    loop.run_until_complete(cancel_many(client, OnAsyncio, *arguments))
+                    loop.run_until_complete(cancel_many(OnAsyncio, client, *arguments))
                     gc.collect()  # Generators of httpx that were left half-way: the loop closes them.
                     loop.run_until_complete(asyncio.sleep(0.05))  # What is closing.
             found.take_stock(loop)

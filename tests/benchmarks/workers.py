@@ -1,6 +1,6 @@
 """How many requests 24 workers send over a pool of 8.
 
-    python -m tests.benchmarks workers --first DIRECTORY --httpx2 PYTHON
+    python -m tests.benchmarks workers --httpx2 PYTHON
 
 Twice: nobody is cancelled; and half of the workers are cancelled at random, as time-outs and clients that hang up do,
 the other half never. Counted are the requests that ended well within the time, of all workers and of those that nobody
