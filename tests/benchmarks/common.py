@@ -61,18 +61,6 @@ def run_child(name, *arguments, python=sys.executable, before=()):
     return json.loads(subprocess.check_output(command, cwd=str(ROOT), env=environment).decode())
 
 
-def run_app(app, descriptor):
-    """Run an ASGI application by hypercorn, on a socket that listens already."""
-    from hypercorn.asyncio import serve
-    from hypercorn.config import Config
-
-    config = Config()
-    config.bind, config.errorlog = ["fd://%d" % descriptor], None
-    # The last hypercorn for Python 3.6 speaks ASGI 2.
-    served = app if sys.version_info >= (3, 7) else lambda scope: lambda *channel: app(scope, *channel)
-    asyncio.new_event_loop().run_until_complete(serve(served, config))
-
-
 @contextlib.contextmanager
 def service(command, **environment):
     """Run a command that serves on a listening socket, whose number replaces FD in it; yield its address."""

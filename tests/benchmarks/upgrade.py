@@ -10,10 +10,10 @@ cancelled by clients that hang up (an anyio scope, as in Starlette), or by the s
 import asyncio
 import collections
 import contextlib
+import functools
 import http.client
 import importlib
 import json
-import os
 import random
 import re
 import sys
@@ -85,7 +85,9 @@ def make_app(upstream, way):
         from fastapi import FastAPI
         from fastapi.responses import StreamingResponse
     except ImportError:
-        return bare_app(relay, limited, look)
+        app = bare_app(relay, limited, look)
+        # The last hypercorn for Python 3.6 speaks ASGI 2.
+        return app if sys.version_info >= (3, 7) else lambda scope: functools.partial(app, scope)
 
     app = FastAPI()
 
@@ -127,10 +129,6 @@ def bare_app(relay, limited, look):
     return app
 
 
-def child(descriptor):
-    common.run_app(make_app(os.environ["UPSTREAM"], os.environ["WAY"]), descriptor)
-
-
 async def answer(reader, writer):
     while True:
         path = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)[1]
@@ -165,18 +163,19 @@ def look(address):
     return found
 
 
-def measure(python, way, kind="hang-up", seed=2139, cancelled=CANCELLED, server=None, **environment):
+def measure(python, way, kind="hang-up", seed=2139, cancelled=CANCELLED, server="hypercorn", **environment):
     """Have the service cancel requests; returns what it says of itself then."""
     moments = random.Random(seed)
     if way == "autowrapt":
         environment["AUTOWRAPT_BOOTSTRAP"] = "httpx_cancel_safe"
     with common.server("upgrade") as (upstream,):
-        command = [python, "-W", "ignore", "-m", "tests.benchmarks", "upgrade", "--child", "[FD]"]
+        command = [python, "-W", "ignore", "-m", server, "--bind", "fd://FD"]
         if server == "gunicorn":
-            command[4:] = ["gunicorn", "--bind", "fd://FD", "--log-level", "critical"]
             command += ["--worker-class", "uvicorn.workers.UvicornWorker"]
-            command += ["tests.benchmarks.upgrade:make_app(%r, %r)" % (upstream, way)]
-        with common.service(command, UPSTREAM=upstream, WAY=way, **environment) as address:
+        elif sys.version_info >= (3, 7):
+            command += ["--workers", "0"]  # In the process itself.
+        command.append("tests.benchmarks.upgrade:make_app(%r, %r)" % (upstream, way))
+        with common.service(command, **environment) as address:
             before = look(address)
             assert before["next"] == "hello", before
             with ThreadPoolExecutor(AT_ONCE) as clients:
