@@ -1,6 +1,7 @@
 """Cancel a request at every point where it suspends: nothing may be left behind. See support/sweep.py."""
 
 import asyncio
+import functools
 import importlib.util
 import sys
 
@@ -18,6 +19,7 @@ from .support.sweep import MODES, STRIDE, sweep, target
 pytestmark = pytest.mark.skipif(compat.FIXED, reason="nothing is patched on httpx %s" % httpx.__version__)
 
 every_mode = pytest.mark.parametrize("mode", MODES)
+by_name = functools.partial(pytest.mark.parametrize, ids=lambda value: getattr(value, "__name__", None))
 
 # The ways to a server, which differ below the request.
 WAYS = {
@@ -36,20 +38,12 @@ BY_WAY += [(way, one) for way in ("socket", "connect", "socks") for one in (get,
 BY_WAY += [("forward", get), ("forward", redirect), ("http2_connect", get)]
 
 
-def name_of(value):
-    return getattr(value, "__name__", None)
-
-
-def by_name(*names_and_values):
-    return pytest.mark.parametrize(*names_and_values, ids=name_of)
-
-
-def sweep_by(servers, scenario, mode, way=None, base=httpx.AsyncClient, stride=STRIDE, closed_within=2.0, **options):
+def sweep_by(servers, scenario, mode, way=None, stride=STRIDE, closed_within=2.0, **options):
     if way == "socks" and compat.socks_problem():
         pytest.skip(compat.socks_problem())
     if way == "http2_connect" and compat.HTTPX[:2] == (0, 21):
         pytest.skip("httpcore speaks no HTTP/2 through tunnels from 0.14.0 to 0.14.3")
-    where = target(servers, base, **dict(WAYS.get(way, {}), **options))
+    where = target(servers, httpx.AsyncClient, **dict(WAYS.get(way, {}), **options))
     return sweep(scenario, mode, *where, closed_within=closed_within, stride=stride)
 
 
@@ -128,12 +122,6 @@ def test_uvloop(servers, monkeypatch, way, scenario, mode):
     getattr(servers, way or "plain")  # It is started, with a loop of asyncio's.
     monkeypatch.setattr(asyncio, "new_event_loop", pytest.importorskip("uvloop").new_event_loop)
     check(servers, scenario, mode, way)
-
-
-@every_mode
-def test_safe_client_needs_no_patch(servers, mode):
-    result = sweep_by(servers, redirect, mode, base=httpx_cancel_safe.SafeAsyncClient)
-    assert not (result.faults or httpx_cancel_safe.is_patched()), repr(result)
 
 
 @pytest.mark.parametrize("mode", ["twice", "scope", "trio"])

@@ -13,13 +13,10 @@ import pytest
 
 from .support import compat
 from .support.noise import no_gc
+from .support.stepping import Abort as Strike
 from .support.sweep import STRIDE
 
 pytestmark = pytest.mark.skipif(compat.FIXED, reason="nothing is patched on httpx %s" % httpx.__version__)
-
-
-class Strike(BaseException):
-    """What a signal handler, gevent or a debugger may raise."""
 
 
 def get(client, url):

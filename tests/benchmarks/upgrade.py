@@ -172,8 +172,6 @@ def measure(python, way, kind="hang-up", seed=2139, cancelled=CANCELLED, server=
         command = [python, "-W", "ignore", "-m", server, "--bind", "fd://FD"]
         if server == "gunicorn":
             command += ["--worker-class", "uvicorn.workers.UvicornWorker"]
-        elif sys.version_info >= (3, 7):
-            command += ["--workers", "0"]  # In the process itself.
         command.append("tests.benchmarks.upgrade:make_app(%r, %r)" % (upstream, way))
         with common.service(command, **environment) as address:
             before = look(address)

@@ -46,14 +46,15 @@ REPLIES = {
 class Exchange:
     """A request, and how its answer travels: here over HTTP/1.1."""
 
-    def __init__(self, connection, method, target, headers, length=0):
+    length = 0  # Of the request's body.
+
+    def __init__(self, connection, method, target, headers):
         self.connection = connection
         self.method = method
         self.target = target
         self.path = urlsplit(target).path
         self.asked = dict(parse_qsl(urlsplit(target).query))
         self.headers = headers
-        self.length = length
         self.close = headers.get("connection", "").lower() == "close"
 
     def start(self, status=200, headers=(), length=None):
@@ -70,18 +71,15 @@ class Exchange:
         if self.chunked:
             self.connection.write(b"0\r\n\r\n")
 
-    def reply(self, body, status=200, headers=()):
-        self.start(status, headers, len(body))
-        self.data(body)
-        self.end()
-
-    async def reply_slowly(self, parts, status, headers):
-        self.start(status, headers, None if status == 200 else len(b"".join(parts)))
-        for part in parts + [b""]:
-            # The client comes round to its next read. Nothing depends on it: two parts may arrive as one.
-            await asyncio.sleep(0.001)
-            if part:
-                self.data(part)
+    async def reply(self, body, status=200, headers=()):
+        parts = body if isinstance(body, list) else [body]
+        self.start(status, headers, None if body is parts and status == 200 else len(b"".join(parts)))
+        # The client comes round to its next read. Nothing depends on it: two parts may arrive as one.
+        pause = 0.001 if body is parts else 0
+        for part in parts:
+            await asyncio.sleep(pause)
+            self.data(part)
+        await asyncio.sleep(pause)
         self.end()
 
 
@@ -92,11 +90,9 @@ async def answer(exchange):
     if path == "/digest" and "authorization" not in exchange.headers:
         path = "/challenge"
     if "to" in asked:
-        exchange.reply(b"", 302, [("location", asked["to"])])
-    elif path in REPLIES and isinstance(REPLIES[path][0], list):
-        await exchange.reply_slowly(*REPLIES[path])
+        await exchange.reply(b"", 302, [("location", asked["to"])])
     elif path in REPLIES:
-        exchange.reply(*REPLIES[path])
+        await exchange.reply(*REPLIES[path])
     elif path == "/chunks":  # n pieces with a pause between them; the first may be the last for long.
         exchange.start()
         for _ in range(int(asked.get("n", 3))):
@@ -110,11 +106,11 @@ async def answer(exchange):
         exchange.data(b"after")
         exchange.end()
     elif path == "/cookie":
-        exchange.reply(exchange.headers.get("cookie", "none").encode(), 200, [("set-cookie", "crumb=1; Path=/")])
+        await exchange.reply(exchange.headers.get("cookie", "none").encode(), 200, [("set-cookie", "crumb=1; Path=/")])
     elif path == "/gzip":
-        exchange.reply(text, 200, [("content-encoding", "gzip")])
+        await exchange.reply(text, 200, [("content-encoding", "gzip")])
     elif path == "/status":
-        exchange.reply(text, int(asked["code"]))
+        await exchange.reply(text, int(asked["code"]))
     elif path in ("/hang", "/hang-headers", "/hang-body"):
         if path == "/hang-body":
             exchange.start(length=100)
@@ -128,9 +124,9 @@ async def answer(exchange):
         elif path == "/garbage":
             exchange.connection.write(b"what is this?\r\n\r\n")
         elif path == "/close":
-            exchange.reply(text, 200, [("connection", "close")])
+            await exchange.reply(text, 200, [("connection", "close")])
     else:
-        exchange.reply(text)
+        await exchange.reply(text)
 
 
 class Connection(asyncio.Protocol):
@@ -222,15 +218,13 @@ async def read_body(reader, headers):
 
 class HTTP1(Connection):
     async def serve(self):
-        close = False
-        while not close:
+        exchange = None
+        while exchange is None or not exchange.close:
             (method, target, _), headers = await read_head(self.reader)
-            length = 0
+            exchange = Exchange(self, method, target, headers)
             async for _, size in read_body(self.reader, headers):
-                length += size
-            exchange = Exchange(self, method, target, headers, length)
+                exchange.length += size
             await answer(exchange)
-            close = exchange.close
 
 
 class HTTP2Exchange(Exchange):
