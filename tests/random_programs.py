@@ -11,7 +11,6 @@ steps for as long as it goes on to fail, and is shown with the command that runs
 
 import argparse
 import asyncio
-import builtins
 import collections
 import contextlib
 import faulthandler
@@ -245,8 +244,7 @@ class OnAsyncio:
             task.cancel()
 
     async def wait(self, seconds):
-        pending = self.tasks and (await asyncio.wait(self.tasks, timeout=seconds))[1]
-        return not pending
+        return not (self.tasks and (await asyncio.wait(self.tasks, timeout=seconds))[1])
 
     def left(self):
         return ["left: %r" % task for task in compat.all_tasks(self.loop) - self.before]
@@ -261,7 +259,6 @@ class OnTrio:
         import trio
 
         self.Cancelled = trio.Cancelled
-        self.groups = getattr(trio, "MultiError", None) or getattr(builtins, "BaseExceptionGroup", Exception)
         self.trio, self.nursery, self.scopes = trio, nursery, []
         self.soon = trio.lowlevel.current_trio_token().run_sync_soon
         self.before = trio.lowlevel.current_statistics().tasks_living
@@ -271,13 +268,9 @@ class OnTrio:
         self.scopes.append(scope)
 
         async def run():
-            try:
-                with scope:
-                    await function(scope.cancel)
-            except (Exception, self.groups):  # noqa: S110 - noted already; it had a cancel beside it.
-                pass
-            finally:
-                self.scopes.remove(scope)
+            with contextlib.suppress(BaseException), scope:  # What it raises is noted already.
+                await function(scope.cancel)
+            self.scopes.remove(scope)
 
         self.nursery.start_soon(run)
 
