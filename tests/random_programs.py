@@ -29,6 +29,7 @@ import httpx_cancel_safe
 from .support import compat, stepping
 from .support.compat import HTTPX
 from .support.noise import Noise
+from .support.scenarios import AwaitingAuth, hook_that_cleans_up
 from .support.servers import FAULTS, raw_server
 from .support.stepping import Dropped, drive, passes
 
@@ -77,26 +78,9 @@ class Boom(Exception):
     """What hooks, blocks and neighbours raise."""
 
 
-class Auth(httpx.Auth):
-    """Waits before, between and after the requests."""
-
-    async def async_auth_flow(self, request):
-        try:
-            await anyio.sleep(0)
-            yield request
-            await anyio.sleep(0)
-            yield request
-        finally:
-            await anyio.sleep(0)
-            await anyio.sleep(0)
-
-
 async def hook(message):
     if "hook=waits" in str(message.url):
-        try:
-            await anyio.sleep(0)
-        finally:
-            await anyio.sleep(0)
+        await hook_that_cleans_up(message)
     elif "hook=raises" in str(message.url):
         raise Boom
 
@@ -120,7 +104,7 @@ async def request(client, kind, url):
     """Do what a step does; return what came back, or None where nothing is compared."""
     limits = {"timeout": httpx.Timeout(SECONDS, read=0.15, pool=POOL_TIMEOUT)} if "/hang" in url else {}
     if kind in ("get", "hook_waits", "hook_raises", "auth"):
-        return (await client.get(url, auth=Auth() if kind == "auth" else None, **limits)).text
+        return (await client.get(url, auth=AwaitingAuth() if kind == "auth" else None, **limits)).text
     if kind in ("post", "post_slowly"):
         body = slow_body() if kind == "post_slowly" else b"hello" * 3
         return (await client.post(url, content=body, **limits)).text
