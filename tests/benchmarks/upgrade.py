@@ -163,13 +163,13 @@ def look(address):
     return found
 
 
-def measure(python, way, kind="hang-up", seed=2139, cancelled=CANCELLED, server="hypercorn", **environment):
+def measure(python, way, kind="hang-up", seed=2139, cancelled=CANCELLED, server=None, **environment):
     """Have the service cancel requests; returns what it says of itself then."""
     moments = random.Random(seed)
     if way == "autowrapt":
         environment["AUTOWRAPT_BOOTSTRAP"] = "httpx_cancel_safe"
     with common.server("upgrade") as (upstream,):
-        command = [python, "-W", "ignore", "-m", server, "--bind", "fd://FD"]
+        command = [python, "-W", "ignore", "-m", server or "hypercorn", "--bind", "fd://FD"]
         if server == "gunicorn":
             command += ["--worker-class", "uvicorn.workers.UvicornWorker"]
         command.append("tests.benchmarks.upgrade:make_app(%r, %r)" % (upstream, way))
