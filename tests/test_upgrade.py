@@ -38,7 +38,7 @@ def test_no_connection_is_lost_whichever_way_it_is_switched_on(way, kind, python
         except ImportError as exc:
             pytest.skip("%s does not work here: %s" % (package, exc))
     # A worker of gunicorn's gets nothing but the environment.
-    way, server = ("autowrapt", "gunicorn") if way == "gunicorn" else (way, None)
+    way, server = ("autowrapt", "gunicorn") if way == "gunicorn" else (way, "hypercorn")
     found, lost = measured(way, kind, cancelled=200, server=server, PYTHONPATH=python_path)
     assert (lost, found["next"]) == (0, "hello"), found
 

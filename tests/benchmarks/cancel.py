@@ -1,6 +1,6 @@
 """What a cancel costs, and whether that grows with the number of requests in flight.
 
-    python -m tests.benchmarks cancel --httpx2 PYTHON
+    python -m tests.benchmarks cancel [--backend trio] --httpx2 PYTHON
 
 N requests are in flight on one client, to a server that never answers, and all of them are cancelled at once. The
 figure is the CPU time from there until all have ended and their sockets are closed, a request: the median of several
@@ -36,7 +36,7 @@ async def in_flight():
     return time.process_time()
 
 
-async def cancel_all(client, url, number):
+async def cancel_tasks(client, url, number):
     """Return the CPU time when the cancels begin."""
     tasks = [asyncio.ensure_future(client.get(url)) for _ in range(number)]
     began = await in_flight()
@@ -46,7 +46,16 @@ async def cancel_all(client, url, number):
     return began
 
 
-def child(variant, url, size, shape):
+async def cancel_scope(client, url, number):
+    async with anyio.create_task_group() as group:
+        for _ in range(number):
+            group.start_soon(client.get, url)
+        began = await in_flight()
+        group.cancel_scope.cancel()
+    return began
+
+
+def child(variant, backend, url, size, shape):
     common.raise_file_limit()
     httpx = common.library(variant)
     limit = None if shape == "all" else 100
@@ -55,20 +64,23 @@ def child(variant, url, size, shape):
     async def main():
         for number in (20, size):  # All sizes have run the same code before.
             client = httpx.AsyncClient(limits=limits, timeout=None, trust_env=False)
-            began = await cancel_all(client, url, number)
+            began = await (cancel_scope if backend == "trio" else cancel_tasks)(client, url, number)
             for _ in range(5):
                 await anyio.sleep(0)  # What is closing.
             seconds = time.process_time() - began
         return seconds / size
 
-    return anyio.run(main)
+    return anyio.run(main, backend=backend)
 
 
 def main():
-    options = common.parser(__doc__, rounds=5, compares=True).parse_args()
+    parser = common.parser(__doc__, rounds=5, compares=True)
+    parser.add_argument("--backend", default="asyncio", choices=["asyncio", "trio"])
+    options = parser.parse_args()
     with common.server("cancel") as (url,):
         for shape in ("all", "queue"):
-            common.head("%s: us a cancel" % shape, *SIZES)
-            sizes = [common.compare(options, "cancel", url, size, shape, variants=["now"]) for size in SIZES]
+            common.head("%s, %s: us a cancel" % (shape, options.backend), *SIZES)
+            arguments = [[options.backend, url, size, shape] for size in SIZES]
+            sizes = [common.compare(options, "cancel", *one, variants=["now"]) for one in arguments]
             for variant in sizes[0]:
                 common.row(variant, *["%.0f" % (statistics.median(found[variant]) * 1e6) for found in sizes])

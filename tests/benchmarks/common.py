@@ -76,6 +76,10 @@ def service(command, **environment):
                 yield listener.getsockname()
             finally:
                 process.terminate()
+                try:
+                    process.wait(5)
+                except subprocess.TimeoutExpired:  # hypercorn 0.17 can spin for ever after a broken handshake.
+                    process.kill()
 
 
 def parser(description, rounds=None, compares=False):

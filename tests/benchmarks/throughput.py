@@ -1,12 +1,13 @@
 """Requests a second to a server on loopback: plain httpx and with the patch.
 
-Spells of plain httpx and of httpx with the patch take turns in one process, each with a new client; the server has a
+Spells of plain httpx and of httpx with the patch take turns in one process, each with a new client; hypercorn has a
 process of its own. Each spell with the patch is compared with the plain one before it: the median of these ratios, and
 their quartiles. CPU time is the client's.
 """
 
 import asyncio
 import statistics
+import sys
 import time
 
 import anyio
@@ -20,10 +21,11 @@ AT_ONCE = 10
 REQUESTS = 50  # Of each at once, in a spell.
 
 
-async def answer(reader, writer):
-    while True:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(common.ANSWER)
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        headers = [(b"content-length", b"%d" % len(common.BODY))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": common.BODY})
 
 
 async def spell(url):
@@ -45,7 +47,9 @@ async def spell(url):
 def main():
     options = common.parser(__doc__, rounds=30).parse_args()
     pairs = []
-    with common.server("throughput") as (url,):
+    command = [sys.executable, "-m", "hypercorn", "--bind", "fd://FD", "--workers", "0"]
+    with common.service(command + [app.__module__ + ":app"]) as address:
+        url = "http://%s:%d/" % address
         for _ in range(options.rounds + 1):
             plain = anyio.run(spell, url)
             with httpx_cancel_safe.patched():

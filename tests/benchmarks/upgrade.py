@@ -27,6 +27,7 @@ LIMIT = 20
 CANCELLED = 3000
 AT_ONCE = 10
 KINDS = ("hang-up", "wait_for")
+SERVERS = {"hypercorn": [], "gunicorn": ["--worker-class", "uvicorn.workers.UvicornWorker"]}  # And their options.
 
 
 def make_app(upstream, way):
@@ -163,15 +164,13 @@ def look(address):
     return found
 
 
-def measure(python, way, kind="hang-up", seed=2139, cancelled=CANCELLED, server=None, **environment):
+def measure(python, way, kind="hang-up", seed=2139, cancelled=CANCELLED, server="hypercorn", **environment):
     """Have the service cancel requests; returns what it says of itself then."""
     moments = random.Random(seed)
     if way == "autowrapt":
         environment["AUTOWRAPT_BOOTSTRAP"] = "httpx_cancel_safe"
     with common.server("upgrade") as (upstream,):
-        command = [python, "-W", "ignore", "-m", server or "hypercorn", "--bind", "fd://FD"]
-        if server == "gunicorn":
-            command += ["--worker-class", "uvicorn.workers.UvicornWorker"]
+        command = [python, "-W", "ignore", "-m", server, "--bind", "fd://FD", *SERVERS[server]]
         command.append("tests.benchmarks.upgrade:make_app(%r, %r)" % (upstream, way))
         with common.service(command, **environment) as address:
             before = look(address)
