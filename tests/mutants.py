@@ -55,8 +55,8 @@ MUTANTS = [
     Mutant("a close is bounded", "_closing:_Shielded.__init__", "seconds if is_failing else float", "float", PROMISES),
     Mutant("one with nobody failing, too", "_closing:_Shielded._watch", "if _scopes.is_cancelled(self._outside):", "if False:", CUSTOM),
     Mutant("scopes of the response stay in order", "_streams:Exchange._run_async", "_scopes.outermost_within(scope)", "None", CUSTOM),
-    Mutant("an error of the close is hidden", "_streams:_Guard._closing", "if not (self._is_failing and is_weaker):", "if True:", PROMISES),
-    Mutant("a cancel is not", "_streams:_Guard._closing", "if is_cancel(exc):", "if False:", CUSTOM),
+    Mutant("an error of the close is hidden", "_streams:_Guard._gives_way", "if self._is_failing and is_weaker:", "if False:", PROMISES),
+    Mutant("a cancel is not", "_streams:_Guard._gives_way", "if is_cancel(exc):", "if False:", CUSTOM),
     Mutant("a response is closed once", "_streams:AsyncGuard.aclose", "if not self.is_over:", "if True:", STATS + " fails_is_warned"),
     # the pool
     Mutant("who fails is settled", "_pool.aio:AsyncPool.run_exchange", "self.settle(exchange, exc)", "pass", FAULTS + " retries"),
@@ -83,7 +83,7 @@ MUTANTS = [
     Mutant("its credit is given back", "_pool.http2:AsyncHTTP2._end_stream", "if getattr(event", "if False and getattr(event", "test_bystanders.py any_number"),
     Mutant("each write is whole", "_pool.http2:WholeWrites.write", "await run_whole(self._write_unsent())", "await self._write_unsent()", "test_bystanders.py", LISTED),
     # sync
-    Mutant("no lock stays locked", "_pool.threads:SyncPool.settle", "if exc is not None:", "if False:", STRUCK + " two_lines", NEW),
+    Mutant("no lock stays locked", "_pool.threads:SyncPool.settle", "let_go(self._steps)", "pass", STRUCK + " two_lines", NEW),
     Mutant("a struck connection goes", "_pool.books:is_struck", "", "return False", STRUCK, NEW),
     Mutant("a lock of ours is let go", "_stats:let_go", "", "return", STRUCK + " two_lines", NEW),
     # patching and counting
