@@ -130,9 +130,6 @@ def test_without_the_patch_it_leaks(servers, mode):
         pytest.skip("a cancel is an Exception there, on which httpx closes the response")
     sweep_without_the_patch(servers, redirect, mode)
 
-
-# -- Servers that others wrote: hypercorn, and proxy.py before it ------------------------------
-
 of_others = pytest.mark.parametrize("way", [None, "http2", "forward", "connect"])
 
 

@@ -52,9 +52,6 @@ def test_every_sync_response_is_closed_to_the_end(guarded, error, close_error):
     assert not faults, "\n".join(faults)
 
 
-# -- What else may go wrong between the transport and the caller -------------------------------
-
-
 @pytest.mark.anyio
 @asyncio_only
 async def test_the_response_of_a_dropped_request_is_closed_in_the_background(guarded):
@@ -117,9 +114,6 @@ async def test_a_close_that_hangs_is_given_up_after_a_cancel_of_a_scope_around_i
     assert scope.cancel_called
     if sys.version_info >= (3, 11) and anyio_backend == "asyncio":
         assert compat.current_task().cancelling() == 0
-
-
-# -- A limit inside a limit --------------------------------------------------------------------
 
 
 async def wait_for_in_wait_for(request, inner, outer):

@@ -189,9 +189,6 @@ def test_ctrl_c_at_a_lock_of_httpcore_comes_out_and_nothing_hangs(guarded, metho
     client.close()
 
 
-# -- Pools that plain requests use, too --------------------------------------------------------
-
-
 async def three_at_once(server, client, gate, then):
     """Begin a request, do `then`, and begin two that wait for its connection; return the statuses of all."""
     statuses = []
@@ -297,15 +294,14 @@ def test_a_loop_that_was_closed_while_something_connected_costs_no_other_its_clo
         await passes(5)
         await cancel(task)
 
-    loop = asyncio.new_event_loop()
+    loop, another = asyncio.new_event_loop(), asyncio.new_event_loop()
     loop.run_until_complete(give_up())
-    another = asyncio.new_event_loop()
     another.run_until_complete(client.aclose())
-    another.close()
     for task in compat.all_tasks(loop):
         task.cancel()
     loop.run_until_complete(asyncio.sleep(0.01))
     loop.close()
+    another.close()
 
 
 @asyncio_only

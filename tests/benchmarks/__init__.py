@@ -1,1 +1,0 @@
-"""Benchmarks: run by hand, each prints a table. See `python -m tests.benchmarks --help`."""

@@ -312,9 +312,6 @@ async def requests_in_except_and_finally(w):
         w.notes.append((await w.client(keepalive=0).get(w.url + "/ok")).text)
 
 
-# -- Request bodies, redirects, hooks, auth ----------------------------------------------------
-
-
 @program
 async def body_from_a_generator(w):
     async def body(raises=False):
@@ -387,9 +384,6 @@ async def auth_flows(w):
     client = w.client(limit=1)
     for flow in (Flow(w), Flow(w, client=client), Flow(w, LookupError("denied"))):
         await then_another(w, "/ok", client=client, auth=flow)
-
-
-# -- Copies, subclasses ------------------------------------------------------------------------
 
 
 async def client_is_copied(w):
@@ -548,9 +542,6 @@ async def stream_fails_to_close_after_a_failure(w):
         raise KeyError("hook")
 
     await with_stream(w, leave=leave, event_hooks={"request": [], "response": [hook]})
-
-
-# -- Scopes and traces -------------------------------------------------------------------------
 
 
 @program

@@ -34,9 +34,6 @@ ANSWERS = {
 }
 
 
-# -- Streams -----------------------------------------------------------------------------------
-
-
 class Stream(AsyncStreamBase):
     """Marks itself closed first, as httpcore's streams do: a second close does nothing."""
 
