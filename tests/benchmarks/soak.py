@@ -104,7 +104,7 @@ async def cancel_many(make_tasks, client, urls, ways, number, dice, counts):
         tasks = make_tasks()
         for _ in range(AT_ONCE):
             tasks.start(functools.partial(cancel_one, client, urls, dice.choice(ways), dice, counts, tasks))
-        await tasks.wait(0.3)
+        await tasks.wait(0.05)
         tasks.cancel_all()
         await tasks.wait(60)
         await stepping.passes()
