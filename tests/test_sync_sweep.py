@@ -173,6 +173,7 @@ def test_nothing_is_lost_between_any_two_lines(servers, guarded, scenario):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # A socket that is struck within its making.
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+@pytest.mark.timeout(90, method="thread")  # The other method needs the same timer.
 def test_signals_that_strike_while_other_threads_use_the_client(servers, guarded):
     """The main thread is struck again and again; the others' requests all succeed, and nothing hangs."""
     client = compat.make_client(guarded.Client, False, limit=3)
@@ -196,9 +197,9 @@ def test_signals_that_strike_while_other_threads_use_the_client(servers, guarded
     handler = signal.signal(signal.SIGALRM, strike)
     try:
         for k in range(100):
-            with pytest.raises(Strike):
+            with contextlib.suppress(Strike):
                 signal.setitimer(signal.ITIMER_REAL, 0.0002 + 0.0001 * (k % 30))
-                while True:
+                for _ in range(50):  # It strikes in one of these. A destructor may swallow it.
                     get(client, url)
     finally:
         signal.signal(signal.SIGALRM, handler)
