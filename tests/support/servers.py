@@ -74,12 +74,11 @@ class Exchange:
     async def reply(self, body, status=200, headers=()):
         parts = body if isinstance(body, list) else [body]
         self.start(status, headers, None if body is parts and status == 200 else len(b"".join(parts)))
-        # The client comes round to its next read. Nothing depends on it: two parts may arrive as one.
-        pause = 0.001 if body is parts else 0
-        for part in parts:
-            await asyncio.sleep(pause)
-            self.data(part)
-        await asyncio.sleep(pause)
+        for part in parts + [b""]:
+            if body is parts:  # The client comes round to its next read. Nothing depends on it.
+                await asyncio.sleep(0.001)
+            if part:
+                self.data(part)
         self.end()
 
 
