@@ -82,8 +82,10 @@ class AsyncPool(Books):
         Requests that are being cancelled get their turn first: on Python 3.6, `wait_for()` raises before the task that
         it has cancelled could run. So do attempts to connect: one that is cancelled may lose its socket.
         """
+        if library() != "asyncio":
+            return
         cancelled: List[Exchange] = []
-        for number in range(_PASSES if library() == "asyncio" else 0):
+        for number in range(_PASSES):
             cancelled = [one for one in self.exchanges if one in cancelled or _is_being_cancelled(one)]
             # A cancel takes a pass for each task that waits for another one.
             if not cancelled and (number > 4 or not self.exchanges):
@@ -91,8 +93,8 @@ class AsyncPool(Books):
             await asyncio.sleep(0)
         for exchange in cancelled:
             self.settle(exchange, asyncio.CancelledError())
-        for _ in range(2 if self._attempts and library() == "asyncio" else 0):
-            here = asyncio.get_event_loop()
+        here = asyncio.get_event_loop()
+        for _ in range(2):
             attempts = [one for one, loop in self._attempts.items() if loop is here]
             if attempts:
                 await asyncio.wait(attempts, timeout=_PATIENCE)
