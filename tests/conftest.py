@@ -23,7 +23,6 @@ RELEASE = tuple(int(part) for part in httpx.__version__.split(".")[:2])
 AFFECTED = (0, 15) <= RELEASE < (0, 23)
 # So must the processes do that the tests start.
 ALIAS = "import httpx2; httpx2.alias_httpx()\n" if httpx.__name__ == "httpx2" else ""
-
 affected = pytest.mark.skipif(not AFFECTED, reason="this httpx needs no patch, or is too old")
 fixed = pytest.mark.skipif(RELEASE < (0, 23), reason="this httpx is not fixed")
 too_old = pytest.mark.skipif(RELEASE >= (0, 15), reason="this httpx is not too old")
@@ -33,7 +32,6 @@ if RELEASE < (0, 15) or not hasattr(httpx, "AsyncClient"):
     tests = pathlib.Path(__file__).parent.glob("test_*.py")
     without_client = ("test_auto.py", "test_releases.py", "test_report.py")
     collect_ignore = [test.name for test in tests if test.name not in without_client]
-
 
 # Where a thread has never been told its loop, sniffio on Python 3.6 has one made that nobody closes.
 asyncio.set_event_loop(None)
