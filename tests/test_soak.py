@@ -45,4 +45,4 @@ def test_it_grows_without_the_patch(url):
     parts = list(soak(url, 300, 2, ["asyncio"]))
     gc.collect()  # Sockets that nobody has closed: here, and not in another test.
     assert not parts[-1].answered
-    assert growth(*parts)["httpcore._async.connection_pool.RequestStatus"] >= 20
+    assert growth(*parts)["httpcore._async.connection_pool.RequestStatus"] > 0

@@ -156,7 +156,7 @@ def ask(address, path, hang_up_after=None):
 
 def look(address):
     """What the service says of itself once it has dealt with all who hung up."""
-    for _ in range(200):
+    for _ in range(1200):
         found = json.loads(ask(address, "/look"))
         if not found["under way"]:
             break
