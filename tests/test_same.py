@@ -45,8 +45,9 @@ def cells():
 
 
 @pytest.fixture(scope="module")
-def server():
+def server(servers):
     with raw_server(3) as running:
+        running.proxy, running.tls, running.trusted = servers.proxy, servers.tls, servers.client_context
         yield running
 
 

@@ -93,6 +93,20 @@ async def then_another(w, path, method="GET", client=None, **options):
         w.notes.append((await client.get(w.url + "/ok")).text)
 
 
+def through_a_proxy(w, **options):
+    """A client for a proxy, and URLs to get: by CONNECT, forwarded, refused, without an answer."""
+    client = w.client(proxy=w.server.proxy.url, verify=w.server.trusted(), **options)
+    tunnelled = w.server.tls.url + "/get"
+    return client, [tunnelled, w.url + "/ok", tunnelled, "https://refused/", "https://127.0.0.1:1/"]
+
+
+@program
+async def proxied(w):
+    client, urls = through_a_proxy(w)
+    for number, url in enumerate(urls):
+        await noted(w, number, client.get(url))
+
+
 FAILING = {
     "read_timeout": "/hang",
     "read_timeout_in_body": "/chunks?each=2000",

@@ -10,7 +10,7 @@ import httpx
 from ..support.stepping import run
 from ..support.transports import Body, SyncAnswers
 from . import program
-from .programs import FAILING, LONG, limits_for
+from .programs import FAILING, LONG, limits_for, through_a_proxy
 
 
 @program
@@ -53,6 +53,16 @@ def sync_streams(w):
     except KeyError as exc:
         w.notes.append(client.get(w.url + "/ok").text)
         raise ValueError("second") from exc
+
+
+@program
+def sync_proxied(w):
+    client, urls = through_a_proxy(w, sync=True)
+    for url in urls:
+        try:
+            w.notes.append(client.get(url).text)
+        except httpx.HTTPError as exc:
+            w.notes.append((type(exc), str(exc)))
 
 
 class Flow(httpx.Auth):

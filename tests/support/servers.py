@@ -356,6 +356,9 @@ class Proxy(Relay):
         while True:
             (method, target, version), headers = await read_head(self.reader)
             url = urlsplit(target if "://" in target else "//" + target)
+            if url.hostname == "refused":
+                self.write(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno")
+                return
             if self.upstream is None:
                 await self.connect(url.hostname, url.port)
             if method == "CONNECT":
