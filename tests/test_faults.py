@@ -18,8 +18,8 @@ import pytest
 import httpx_cancel_safe
 
 from .support import compat, programs
-from .support.network import Network, SyncNetwork
-from .support.stepping import at_once, cancel, passes, start
+from .support.network import Network
+from .support.stepping import cancel, passes, start
 from .support.transports import Answers, AsyncAdapter, AsyncBody
 
 pytestmark = [
@@ -155,38 +155,6 @@ async def test_a_mocked_send_works_in_every_order(name, fake, order):
             assert vars(mocked)["send"] is fake
         response = client(trust_env=False).get(URL)
         assert (response if name == "Client" else await response) is FAKE
-
-
-@pytest.mark.parametrize("method", ["__enter__", "__exit__"])
-@pytest.mark.parametrize("event", ["call", "return"])
-def test_ctrl_c_at_a_lock_of_httpcore_comes_out_and_nothing_hangs(guarded, method, event):
-    """On its connections: the pool has locks of its own in place of httpcore's. See test_sync_sweep.py for those."""
-    if compat.HTTPX >= (0, 21):
-        from httpcore._synchronization import Lock
-    else:
-        from httpcore._backends.sync import SyncLock as Lock
-    client = SyncNetwork().under(make(guarded.Client))
-    code, raised = getattr(Lock, method).__code__, KeyboardInterrupt()
-
-    def trace(frame, what, argument):
-        if frame.f_code is code and what == event:
-            sys.settrace(None)
-            raise raised
-        return trace if frame.f_code is code else None
-
-    def interrupted():
-        sys.settrace(trace)
-        try:
-            client.get(URL)
-        except KeyboardInterrupt as exc:
-            return exc
-        finally:
-            sys.settrace(None)
-
-    (outcome,) = at_once(interrupted)  # In a thread, which no other tracer follows.
-    assert outcome in (raised, None)
-    client.get(URL)
-    client.close()
 
 
 async def three_at_once(server, client, gate, then):
