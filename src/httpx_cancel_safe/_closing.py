@@ -8,7 +8,7 @@ in a task of its own. A close that nothing disturbs runs as it does without the 
 import asyncio
 import contextlib
 import sys
-from typing import Any, Callable, List, Optional, Set
+from typing import Any, Callable, List, Set
 
 from . import _scopes, _stats
 from ._calls import Driver
@@ -151,12 +151,3 @@ async def run_whole(coroutine: Any) -> None:
     await over.wait()
     for failure in failures:
         raise failure
-
-
-def deliver(cancel: Optional[BaseException], exc: BaseException) -> None:
-    """Let the next wait of this task raise a native `cancel` that came while `exc` was propagating."""
-    if cancel is not None and not isinstance(exc, asyncio.CancelledError):
-        task = _scopes.current_task()
-        task.cancel()
-        if hasattr(task, "uncancel"):
-            task.uncancel()  # asyncio counted it when it came.

@@ -16,6 +16,7 @@ import wrapt
 from . import _closing
 from ._calls import Call, Settings, now
 from ._pool import generation, guard_pools
+from ._scopes import current_task
 from ._streams import Exchange, abandon
 
 
@@ -41,7 +42,11 @@ async def send_async(settings: Settings, wrapped: Any, client: Any, args: Any, k
                 await guard.aclose()
             except asyncio.CancelledError as other:
                 cancel = other
-        _closing.deliver(cancel, exc)
+        if cancel is not None and not isinstance(exc, asyncio.CancelledError):
+            task = current_task()
+            task.cancel()  # The next wait raises it.
+            if hasattr(task, "uncancel"):
+                task.uncancel()  # asyncio counted it when it came.
         raise
 
 
