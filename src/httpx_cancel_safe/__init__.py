@@ -6,8 +6,8 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any, List
 
-from ._patch import Status, is_patched, patch, patched, status, unpatch
-from ._releases import UnsupportedHTTPXError
+from . import _patch
+from ._patch import Status, UnsupportedHTTPXError, is_patched, patch, patched, status, unpatch
 from ._stats import Stats, stats
 
 __all__ = [
@@ -26,9 +26,12 @@ class _Module(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name not in ("SafeAsyncClient", "SafeClient"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from ._patch import client_class
+        if _patch.is_needed():
+            from . import _clients
 
-        client = client_class(name)
+            client = getattr(_clients, name)
+        else:
+            client = getattr(_patch.import_httpx(), name[len("Safe") :])
         setattr(self, name, client)
         return client
 

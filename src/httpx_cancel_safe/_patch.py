@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import os
+import re
 import sys
 import time
 import warnings
@@ -13,14 +14,35 @@ import wrapt
 
 from . import _stats
 from ._calls import Settings, check_close_timeout
-from ._releases import UnsupportedHTTPXError, is_affected
 from ._stats import Stats, lock, logger, stats
 
+SUPPORTED_FROM = (0, 15)  # The first with the transports that we know.
+FIXED_FROM = (0, 23)  # https://github.com/encode/httpx/pull/2156
 SWITCH = "HTTPX_CANCEL_SAFE"
 
 _settings = Settings(5.0, active=False)  # Shared by all guards, as other tools may bring old ones back.
 _since: Optional[float] = None
 auto_is_cancelled = False  # By an unpatch() before httpx was imported.
+
+
+class UnsupportedHTTPXError(RuntimeError):
+    """The installed httpx is older than 0.15.0. The message names its version and those supported."""
+
+
+def is_affected(version: str) -> bool:
+    """Return True if this version of httpx lacks the fix.
+
+    Raises UnsupportedHTTPXError below 0.15.0, and for what is not a version. A pre-release counts as the release that
+    it leads to: httpx published none of 0.23.0.
+    """
+    match = re.match(r"v?(\d+)\.(\d+)", version)
+    release = tuple(int(number) for number in match.groups()) if match else ()
+    if release < SUPPORTED_FROM:
+        raise UnsupportedHTTPXError(
+            f"httpx {version!r} is not supported: httpx-cancel-safe supports httpx 0.15.0 to 0.22.0, and has nothing "
+            "to do from 0.23.0 on"
+        )
+    return release < FIXED_FROM
 
 
 def read_switch() -> Optional[bool]:
@@ -175,15 +197,6 @@ def patched(*, close_timeout: float = 5.0) -> Iterator[bool]:
             unpatch()
         else:
             patch(close_timeout=before)
-
-
-def client_class(name: str) -> Any:
-    """Return `SafeAsyncClient` or `SafeClient` as it is on this httpx."""
-    if not is_needed():
-        return getattr(import_httpx(), name[len("Safe") :])
-    from . import _clients
-
-    return getattr(_clients, name)
 
 
 def layers(function: Any) -> List[Any]:

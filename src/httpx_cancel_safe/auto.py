@@ -13,7 +13,6 @@ from typing import Any
 import wrapt
 
 from . import _patch
-from ._releases import UnsupportedHTTPXError
 from ._stats import logger
 
 
@@ -22,7 +21,7 @@ def patch_on_import(module: Any) -> None:
     try:
         if not _patch.auto_is_cancelled:
             _patch.patch()
-    except UnsupportedHTTPXError as exc:
+    except _patch.UnsupportedHTTPXError as exc:
         logger.info("not in place: %s", exc)
     except Exception:
         # The import of httpx must succeed even where patching fails.

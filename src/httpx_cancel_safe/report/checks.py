@@ -13,7 +13,6 @@ import sys
 from typing import Any, Iterator, List, NamedTuple
 
 from .. import __version__, _patch, _pool
-from .._releases import UnsupportedHTTPXError, is_affected
 
 GROUP = "httpx_cancel_safe"
 PACKAGES = ["httpcore", "anyio", "trio", "h11", "wrapt"]
@@ -62,8 +61,8 @@ def examine() -> Iterator[Check]:
         return
     try:
         httpx = _patch.import_httpx()
-        affected = is_affected(getattr(httpx, "__version__", "?"))
-    except UnsupportedHTTPXError as exc:
+        affected = _patch.is_affected(getattr(httpx, "__version__", "?"))
+    except _patch.UnsupportedHTTPXError as exc:
         yield Check("httpx", "fail", str(exc), "pip install 'httpx>=0.15'")
         return
     except ImportError as exc:
