@@ -61,7 +61,7 @@ class _Shielded(Driver):
         self.shield = _scopes.shield(seconds if is_failing else float("inf"))
         self._outside, self._own_scope, self._seconds = outside, own_scope, seconds
         self._is_entered = False
-        self._is_watched = is_failing or outside is None  # Or need not be.
+        self._is_watched = is_failing  # Or need not be.
         self._stack = contextlib.ExitStack()
 
     async def run(self, coroutine: Any) -> None:
