@@ -54,22 +54,28 @@ def test_every_sync_response_is_closed_to_the_end(guarded, error, close_error):
 
 @pytest.mark.anyio
 @asyncio_only
-async def test_the_response_of_a_dropped_request_is_closed_in_the_background(guarded):
-    """Dropped while a hook waits. Up to Python 3.12 no async generator is told: not while a body is read, so."""
-    body = AsyncBody(close=lambda: passes(3))
+@pytest.mark.parametrize("dropped_in", ["hook", "close"])
+async def test_the_response_of_a_dropped_request_is_closed_in_the_background(guarded, dropped_in, caplog):
+    """Up to Python 3.12 no async generator is told: not while a body is read, so."""
     in_hook = []
 
     async def hook(response):
         in_hook.append(response)
         await asyncio.sleep(999)
 
-    client = guarded.AsyncClient(transport=Answers(body), event_hooks={"response": [hook]})
+    async def fail():
+        raise custom.Abort
+
+    body = AsyncBody(fail if dropped_in == "close" else None, lambda: passes(3))
+    hooks = {"response": [hook] if dropped_in == "hook" else []}
+    client = guarded.AsyncClient(transport=Answers(body), event_hooks=hooks)
     request = client.get(custom.URL)
-    while not in_hook:
+    while not (in_hook if dropped_in == "hook" else body.began):
         request.send(None)
     request.close()
     await passes()
     assert body.closed == 1
+    assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == []
     await client.aclose()
 
 

@@ -7,6 +7,7 @@ the request is cancelled there. The pool has room for one connection, so a lost 
 import asyncio
 import contextlib
 import sys
+from unittest import mock
 
 import anyio
 import httpx
@@ -17,7 +18,7 @@ import httpx_cancel_safe
 from .support import compat
 from .support.network import Network, SyncNetwork
 from .support.stepping import cancel, dropped_at, passes, start
-from .support.transports import Answers, AsyncBody
+from .support.transports import Answers, AsyncBody, Body, SyncAnswers
 
 pytestmark = [
     pytest.mark.skipif(compat.FIXED, reason="nothing is patched on httpx %s" % httpx.__version__),
@@ -120,6 +121,15 @@ async def test_what_ended_the_request_comes_out_although_its_close_fails(guarded
                 raise ended
     assert caught.value is ended
     assert "OSError" in caplog.text
+
+
+@pytest.mark.parametrize("ended", [KeyError("mine"), KeyboardInterrupt()], ids=repr)
+def test_what_ended_a_sync_request_comes_out_although_its_close_fails(guarded, caplog, ended):
+    """The same for the sync client."""
+    read, close = mock.Mock(side_effect=ended), mock.Mock(side_effect=OSError("the close failed"))
+    with guarded.Client(transport=SyncAnswers(Body(read, close))) as client, pytest.raises(type(ended)) as caught:
+        client.get(URL)
+    assert caught.value is ended and "OSError" in caplog.text
 
 
 # 3. Nothing interrupts the clean-up; the books first, the network second.

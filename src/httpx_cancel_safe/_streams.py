@@ -51,13 +51,12 @@ class _Guard:
         return self.failure is not None or (now.call is self._call and not self.is_at_end)
 
     def _gives_way(self, exc: BaseException, began: float) -> bool:
-        """Return whether an error of the close gives way to what went wrong before. A cancel does not."""
-        if is_cancel(exc):
+        """Return whether an error of the close gives way to what went wrong before. A cancel or Ctrl-C does not."""
+        if is_cancel(exc) or isinstance(exc, GeneratorExit):
             if self.failure is None:
                 self._count("closing", exc, began)
             return False
-        is_weaker = isinstance(exc, Exception) or not isinstance(self.failure or ValueError(), Exception)
-        if self._is_failing and is_weaker:
+        if self._is_failing and isinstance(exc, Exception):
             _stats.close_failed(exc)
             return True
         return False
