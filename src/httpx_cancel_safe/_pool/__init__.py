@@ -12,8 +12,6 @@ from typing import Any, Iterator, List
 from .. import _stats
 from .books import subclass
 
-_lock = threading.RLock()
-
 
 @functools.lru_cache(maxsize=None)
 def generation() -> Any:
@@ -42,7 +40,7 @@ def guard_pools(client: Any, settings: Any) -> None:
     except Exception as failure:
         _stats.fall_back(failure)
     except BaseException:
-        _stats.let_go(_lock)
+        _stats.let_go(_stats.lock)
         raise
 
 
@@ -53,7 +51,7 @@ def _guard(pool: Any, settings: Any, module: Any) -> None:
     missing = [name for name in module.POOL_NEEDS if not hasattr(pool, name)]
     if missing:
         raise AttributeError(f"{kind.__name__} has no attribute {missing[0]!r}")
-    with _lock:
+    with _stats.lock:
         if "_settings" in vars(pool) or not mixins[0].is_quiet(pool):
             return  # Another thread has guarded it, or it is busy and the next request will.
         pool._steps, pool._plain_kind, pool.plain, pool._attempts = threading.RLock(), kind, plain, {}
