@@ -71,8 +71,8 @@ MUTANTS = [
     Mutant("mocked pools step aside", "_pool.books:Books.enter", "or self.is_replaced()", "", FAULTS + " wrapped"),
     Mutant("a pool becomes plain", "_pool.books:Books.enter", "self.become_plain()", "pass", "test_threads.py open_when"),
     Mutant("an unknown httpcore is left alone", "_pool.__init__:_guard", "if missing:", "if False:", FAULTS + " understood", not LISTED),
-    Mutant("a body that fails ends", "_pool.bodies:AsyncBody._next", "self.exchange.abandon(exc)", "pass", FAULTS + " retries"),
-    Mutant("a body that is closed ends", "_pool.bodies:AsyncBody.aclose", "self.exchange.end()", "pass", PROMISES),
+    Mutant("a body that fails ends", "_pool.aio:AsyncBody._next", "self.abandon(exc)", "pass", FAULTS + " retries"),
+    Mutant("a body that is closed ends", "_pool.aio:AsyncBody.aclose", "self.exchange.end()", "pass", PROMISES),
     Mutant("a turn is given back", "_pool.aio:Turns.acquire", "self.give_back()", "pass", "test_bystanders.py turn"),
     # connections
     Mutant("a socket is closed", "_pool.sockets:abort", "", "return", PROMISES),

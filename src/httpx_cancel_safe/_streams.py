@@ -13,7 +13,7 @@ import httpx
 from . import _scopes, _stats
 from ._calls import Call, now
 from ._closing import to_end
-from ._pool.bodies import PoolBody
+from ._pool.books import PoolBody
 from ._scopes import is_cancel
 
 if hasattr(httpx, "AsyncByteStream"):  # From httpx 0.18 on, which checks that response streams are of these.

@@ -3,11 +3,10 @@
 import asyncio
 import sys
 from collections import deque
-from typing import Any, Deque, Dict, List, Optional
+from typing import Any, AsyncIterator, Deque, Dict, List, Optional
 
 from .._scopes import current_task, library
-from .bodies import AsyncBody
-from .books import Books, Exchange
+from .books import Books, Exchange, PoolBody
 from .sockets import cancel_late, let_close
 
 # For how many passes of the loop the close of a pool waits for requests that are being cancelled.
@@ -100,6 +99,39 @@ class AsyncPool(Books):
                 await asyncio.wait(attempts, timeout=_PATIENCE)
             for attempt in attempts:
                 cancel_late(attempt)
+
+
+class AsyncBody(PoolBody):
+    """The body of an async response."""
+
+    _is_at_end = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        parts = self._stream.__aiter__()
+        while True:
+            part = await self._next(parts)
+            if self._is_at_end:
+                return
+            yield part  # A caller that stops here closes the response next.
+
+    async def _next(self, parts: Any) -> Any:
+        # Before 3.13, Python does not tell an async generator that it was dropped while it waits, but a coroutine.
+        try:
+            return await parts.__anext__()
+        except StopAsyncIteration:
+            self._is_at_end = True
+        except BaseException as exc:
+            self.abandon(exc)
+            raise
+
+    async def aclose(self) -> None:
+        try:
+            if hasattr(self._stream, "aclose"):
+                await self._stream.aclose()
+        finally:
+            self.exchange.end()
+        if self._is_at_end and not self.exchange.connection.is_idle():
+            await let_close()
 
 
 def _is_being_cancelled(exchange: Any) -> bool:

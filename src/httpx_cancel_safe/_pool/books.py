@@ -57,6 +57,15 @@ class Exchange:
     end = abandon
 
 
+class PoolBody:
+    """The body of a response from a guarded pool. Its close, or an error that comes out of it, ends the exchange."""
+
+    def __init__(self, stream: Any, exchange: Exchange) -> None:
+        self._stream = stream  # httpcore's.
+        self.exchange = exchange
+        self.abandon = exchange.abandon
+
+
 def is_struck(exchange: Any, exc: Optional[BaseException]) -> bool:
     """Return whether `exc` may have struck between any two lines, and so left a lock locked."""
     in_thread = getattr(exchange, "latch", None) is not None  # httpcore's own have none.

@@ -5,11 +5,10 @@ short, and no lock stays taken.
 """
 
 import threading
-from typing import Any, Optional
+from typing import Any, Iterator, Optional
 
 from .._stats import let_go
-from .bodies import SyncBody
-from .books import Books, Exchange
+from .books import Books, Exchange, PoolBody
 
 
 class Latch:
@@ -95,3 +94,25 @@ class SyncPool(Books):
         self.plain.close(self)
         with self._steps:
             self.serve()  # Requests that wait go on, where httpcore has not refused to close.
+
+
+class SyncBody(PoolBody):
+    """The body of a sync response."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._stream
+        except GeneratorExit:
+            raise  # A caller that stops here closes the response next.
+        except BaseException as exc:
+            self.abandon(exc)
+            raise
+
+    def close(self) -> None:
+        try:
+            if hasattr(self._stream, "close"):
+                self._stream.close()
+            self.exchange.end()
+        except BaseException as exc:
+            self.abandon(exc)
+            raise
