@@ -47,7 +47,7 @@ class Exchange:
             try:
                 self.wake()
             except RuntimeError:
-                pass  # Its event loop is closed: nobody waits there any more.
+                pass  # It is awake already, or its event loop is closed and nobody waits there any more.
 
     def abandon(self, exc: Optional[BaseException] = None) -> None:
         """End this exchange, well or with `exc`, unless it has ended."""

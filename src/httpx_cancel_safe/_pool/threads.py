@@ -11,24 +11,6 @@ from .._stats import let_go
 from .books import Books, Exchange, PoolBody
 
 
-class Latch:
-    """What a request waits on for its connection.
-
-    Not an Event, which is Python code around a lock that an exception can leave locked.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def open(self) -> None:
-        if self._lock.locked():
-            self._lock.release()
-
-    def wait(self, timeout: Optional[float]) -> None:
-        self._lock.acquire(timeout=-1 if timeout is None else timeout)
-
-
 class SyncPool(Books):
     """The way of an exchange through a pool. Every step is taken under one lock, which is never held over I/O."""
 
@@ -37,8 +19,10 @@ class SyncPool(Books):
 
     def enter(self: Any, exchange: Optional[Exchange]) -> bool:
         if exchange is not None:
-            exchange.latch = Latch()
-            exchange.wake = exchange.latch.open
+            # A request waits on a bare lock. An Event is Python code around one, which an exception can leave locked.
+            exchange.latch = threading.Lock()
+            exchange.latch.acquire()
+            exchange.wake = exchange.latch.release
         with self._steps:
             # While this thread waited for the lock, another one may have made this a plain pool again.
             return isinstance(self, SyncPool) and super().enter(exchange)
@@ -55,14 +39,15 @@ class SyncPool(Books):
         latch = exchange.latch
         try:
             while True:
-                latch.wait(0 if exchange.connection is not None else exchange.timeout)
+                seconds = 0 if exchange.connection is not None else exchange.timeout
+                latch.acquire(timeout=-1 if seconds is None else seconds)
                 if exchange.connection is None:
                     raise self.PoolTimeout
                 try:
                     return exchange.send(exchange.connection)
                 except self.NotAvailable:  # After all. It waits again, in its old place.
                     with self._steps:
-                        latch.wait(0)  # Another thread may open it as long as the connection is set.
+                        latch.acquire(timeout=0)  # Another thread may open it as long as the connection is set.
                         exchange.connection = None
                         self.serve()
         except BaseException as exc:
@@ -71,8 +56,8 @@ class SyncPool(Books):
 
     def serve(self: Any) -> None:
         for exchange in self.exchanges:
-            if exchange.connection is not None and getattr(exchange, "wake", None) is not None:
-                exchange.wake()  # It may have been given one without being woken.
+            if exchange.connection is not None and isinstance(exchange, Exchange):
+                exchange.set_connection(exchange.connection)  # It may have been given it without being woken.
         super().serve()
 
     serve_soon = serve
