@@ -10,7 +10,7 @@ import threading
 from typing import Any, Iterator, List
 
 from .. import _stats
-from .books import subclass
+from .books import guarded_kind, subclass
 
 
 @functools.lru_cache(maxsize=None)
@@ -47,17 +47,17 @@ def guard_pools(client: Any, settings: Any) -> None:
 def _guard(pool: Any, settings: Any, module: Any) -> None:
     kind: Any = type(pool)
     plain = next(one for one in module.POOLS if issubclass(kind, one))
-    mixins = module.POOLS[plain]
+    mixin = module.POOLS[plain]
     missing = [name for name in module.POOL_NEEDS if not hasattr(pool, name)]
     if missing:
         raise AttributeError(f"{kind.__name__} has no attribute {missing[0]!r}")
     with _stats.lock:
-        if "_settings" in vars(pool) or not mixins[0].is_quiet(pool):
+        if "_settings" in vars(pool) or not mixin.is_quiet(pool):
             return  # Another thread has guarded it, or it is busy and the next request will.
         pool._steps, pool._plain_kind, pool.plain, pool._attempts = threading.RLock(), kind, plain, {}
         try:
             with pool._steps:
-                guarded = subclass(plain, *mixins, plain)
+                guarded = guarded_kind(plain, mixin)
                 # A subclass of httpcore's keeps the methods that it overrides.
                 pool.__class__ = guarded if kind is plain else subclass(kind, kind, guarded)
                 pool.open_books()

@@ -116,7 +116,7 @@ class Tunnel(LegacyConnection):
 
     def send_connect(self: Any, timeout: Any) -> Any:
         pool, target = self.pool, b"%b:%d" % self.origin[1:]
-        self.via = Books011.make_connection(pool, pool.proxy_origin)
+        self.via = pool.guard(pool._create_connection(pool.proxy_origin), pool.connection_kind)
         headers = merge_headers([(b"Host", target), (b"Accept", b"*/*")], pool.proxy_headers)
         send = getattr(self.via, pool.request_method)
         return send(b"CONNECT", (*pool.proxy_origin, target), headers, _EMPTY, {"timeout": timeout})
@@ -176,6 +176,7 @@ class Books011(Books):
     NotAvailable = (async_base.NewConnectionRequired, sync_base.NewConnectionRequired)
     PoolTimeout = httpcore.PoolTimeout
     trims_last_used = True
+    proxy_mode: Any = None  # Pools without a proxy have none.
 
     def is_quiet(self: Any) -> bool:
         """Return whether no plain request waits in this pool."""
@@ -196,7 +197,8 @@ class Books011(Books):
         super().take_in(exchange)
 
     def make_connection(self: Any, origin: Any) -> Any:
-        return self.guard(self._create_connection(origin), self.connection_kind)
+        is_tunnel = self.proxy_mode == "TUNNEL_ONLY" or (self.proxy_mode and origin != self.proxy_origin)
+        return self.guard(self._create_connection(origin), self.tunnel if is_tunnel else self.connection_kind)
 
     def guard(self: Any, connection: Any, mixin: Any) -> Any:
         connection.__class__ = guarded_kind(type(connection), mixin)
@@ -228,7 +230,7 @@ class Books011(Books):
     ) -> Any:
         if url[0] not in (b"http", b"https") or not url[1]:
             return None
-        origin, target, headers = self.route(url, headers)
+        origin, target, headers = self._route(url, headers)
         extensions = dict(extensions or more.get("ext") or {})
         timeouts = extensions["timeout"] = Timeouts(extensions.get("timeout") or {})
         send = operator.methodcaller(self.request_method, method, target, headers, stream, extensions)
@@ -242,25 +244,15 @@ class Books011(Books):
 
     cut_all = Books.drop_all  # What is left in the books then are plain requests.
 
-    def route(self: Any, url: Any, headers: Any) -> Any:
+    def _route(self: Any, url: Any, headers: Any) -> Any:
         """Return the origin of a connection for a request, and the URL and the headers to send on it."""
-        return url_to_origin(url), url, headers
-
-
-class ProxyBooks(Books011):
-    """A pool of connections through an HTTP proxy."""
-
-    def route(self: Any, url: Any, headers: Any) -> Any:
         scheme, host, port, path = url
-        if self.proxy_mode == "TUNNEL_ONLY" or (self.proxy_mode == "DEFAULT" and scheme != b"http"):
-            return super().route(url, headers)
+        is_forwarded = self.proxy_mode == "FORWARD_ONLY" or (self.proxy_mode == "DEFAULT" and scheme == b"http")
+        if not is_forwarded:
+            return url_to_origin(url), url, headers
         authority = host if port is None else b"%b:%d" % (host, port)
         target = (*self.proxy_origin, b"%b://%b%b" % (scheme, authority, path))
         return self.proxy_origin, target, merge_headers(self.proxy_headers, headers)
-
-    def make_connection(self: Any, origin: Any) -> Any:
-        is_forward = origin == self.proxy_origin and self.proxy_mode != "TUNNEL_ONLY"
-        return self.guard(self._create_connection(origin), self.connection_kind if is_forward else self.tunnel)
 
 
 class Async011(AsyncPool, Books011):
@@ -287,8 +279,8 @@ class Sync011(SyncPool, Books011):
 
 # How to guard each of httpcore's pools, subclasses first.
 POOLS = {
-    httpcore.AsyncHTTPProxy: [Async011, ProxyBooks],
-    httpcore.SyncHTTPProxy: [Sync011, ProxyBooks],
-    httpcore.AsyncConnectionPool: [Async011],
-    httpcore.SyncConnectionPool: [Sync011],
+    httpcore.AsyncHTTPProxy: Async011,
+    httpcore.SyncHTTPProxy: Sync011,
+    httpcore.AsyncConnectionPool: Async011,
+    httpcore.SyncConnectionPool: Sync011,
 }

@@ -88,4 +88,4 @@ class Sync014(SyncPool, Books014):
 
 
 # How to guard each of httpcore's pools.
-POOLS = {httpcore.AsyncConnectionPool: [Async014], httpcore.ConnectionPool: [Sync014]}
+POOLS = {httpcore.AsyncConnectionPool: Async014, httpcore.ConnectionPool: Sync014}
