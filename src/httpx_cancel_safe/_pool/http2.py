@@ -117,7 +117,7 @@ class AsyncHTTP2:
 
 
 class LegacyAsyncHTTP2(AsyncHTTP2):
-    """For httpcore 0.11 to 0.13. What these pass on as `timeout` knows its exchange: see `Timeouts`."""
+    """For httpcore 0.11 to 0.13."""
 
     def begin(self: Any) -> None:
         super().begin()
@@ -128,7 +128,7 @@ class LegacyAsyncHTTP2(AsyncHTTP2):
         await super().send_connection_init(timeout)
 
     async def send_headers(self: Any, stream_id: int, headers: Any, end_stream: bool, timeout: Any) -> None:
-        self._numbers[getattr(timeout, "key", None)] = stream_id
+        self._numbers[id(timeout)] = stream_id
         await super().send_headers(stream_id, headers, end_stream, timeout)
 
     async def receive_events(self: Any, timeout: Any) -> None:
@@ -137,14 +137,11 @@ class LegacyAsyncHTTP2(AsyncHTTP2):
             if data == b"":
                 raise RemoteProtocolError("Server disconnected")
             events = self._h2_state.receive_data(data)
-        except asyncio.CancelledError:
-            if sys.version_info < (3, 8):
-                # asyncio's wait_for() goes on reading in a task of its own, and what that reads is lost.
-                self._has_failed = True
-                abort(self.socket)
-            raise
-        except Exception:
+        except Exception as exc:
             self._has_failed = True
+            if isinstance(exc, asyncio.CancelledError):
+                # Before Python 3.8. wait_for() goes on reading in a task of its own, and what that reads is lost.
+                abort(self.socket)
             raise
         for event in events:
             number = getattr(event, "stream_id", 0)

@@ -33,12 +33,6 @@ _EMPTY = (getattr(httpcore, "ByteStream", None) or httpcore.PlainByteStream)(b""
 POOL_NEEDS = ("_connections", "_max_connections", "_max_keepalive_connections", "_keepalive_expiry", "_backend")
 
 
-class Timeouts(dict):
-    """The timeouts of a request. httpcore passes them on with it, so that HTTP/2 knows which exchange it serves."""
-
-    key: Any = None
-
-
 def _alias(name: str) -> Any:
     return property(operator.attrgetter(name), lambda self, value: setattr(self, name, value))
 
@@ -232,10 +226,10 @@ class Books011(Books):
             return None
         origin, target, headers = self._route(url, headers)
         extensions = dict(extensions or more.get("ext") or {})
-        timeouts = extensions["timeout"] = Timeouts(extensions.get("timeout") or {})
+        timeouts = extensions["timeout"] = dict(extensions.get("timeout") or {})
         send = operator.methodcaller(self.request_method, method, target, headers, stream, extensions)
         exchange = Exchange(self, (method, url), origin, timeouts.get("pool"), send)
-        exchange.key = timeouts.key = object()
+        exchange.key = id(timeouts)  # httpcore passes them on, so that HTTP/2 knows which exchange it serves.
         return exchange
 
     def respond(self: Any, answer: Any, body: Any, exchange: Exchange) -> Any:
