@@ -18,7 +18,7 @@ import contextlib
 import functools
 import time
 import types
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, Optional
 
 from .. import _stats
 from .._calls import now
@@ -146,8 +146,7 @@ class Books:
         self.exchanges.append(exchange)
         self._users[None] += 1
         self._drop_unusable()
-        if not self.trims_last_used:
-            self._trim(list(self.listed))
+        self._trim()
         if not (is_first and self._assign(exchange)):
             self.serve_soon()
 
@@ -171,10 +170,8 @@ class Books:
                 self._drop(connection)
         if self._users[None]:
             self.serve_soon()
-        elif not self.trims_last_used:
-            self._trim(list(self.listed))
-        elif connection is not None:
-            self._trim([connection])
+        else:
+            self._trim(connection)
         if exc is not None:
             _stats.released(exchange.request, phase, exc, began)
 
@@ -186,8 +183,7 @@ class Books:
         for exchange in list(self.exchanges):
             if exchange.connection is None and not self._assign(exchange):
                 break
-        if not self.trims_last_used:
-            self._trim(list(self.listed))
+        self._trim()
 
     def count(self: Any) -> None:
         self._users = collections.Counter(exchange.connection for exchange in self.exchanges)
@@ -239,13 +235,14 @@ class Books:
             if not self._users[connection] and (not connection.is_idle() or connection.has_expired()):
                 self._drop(connection)
 
-    def _trim(self: Any, candidates: List[Any]) -> None:
+    def _trim(self: Any, last_used: Any = None) -> None:
         """Close idle connections beyond `max_keepalive_connections`, the least recently used first."""
         keep = self._max_keepalive_connections
         if keep is None or len(self.listed) <= keep:
             return
-        for connection in reversed(candidates):
-            if len(self.listed) > keep and self._is_free(connection) and connection in self.listed:
+        for connection in reversed(list(self.listed)):
+            is_candidate = connection is last_used or not self.trims_last_used
+            if len(self.listed) > keep and is_candidate and self._is_free(connection):
                 self._drop(connection)
 
     def _drop(self: Any, connection: Any) -> None:
