@@ -134,6 +134,8 @@ class AsyncConnection(Connection):
     def guard_inner(self, inner: Any) -> None:
         super().guard_inner(inner)
         if hasattr(inner, "_h2_state"):
-            from .http2 import guard
+            from . import http2  # Now, as h2 may not be installed.
 
-            guard(inner)
+            kind = http2.AsyncHTTP2 if hasattr(inner, "_send_request_headers") else http2.LegacyAsyncHTTP2
+            inner.__class__ = guarded_kind(type(inner), kind)
+            inner.begin()

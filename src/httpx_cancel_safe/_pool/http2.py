@@ -16,7 +16,6 @@ from httpcore import RemoteProtocolError
 from .._closing import in_background, run_whole
 from .._scopes import library
 from .aio import Turns
-from .books import guarded_kind
 from .sockets import abort
 
 
@@ -37,7 +36,7 @@ class AsyncHTTP2:
     _max_streams_semaphore = property(lambda self: self._slots, lambda self, value: None)
 
     def begin(self: Any) -> None:
-        """Take over a connection that no request uses."""
+        """Take over a connection that no request uses, and whose class has just become this one."""
         self._numbers = {}
         self._slots = Slots(100)  # As in httpcore.
         self._network_stream = WholeWrites(self._network_stream)
@@ -196,10 +195,3 @@ class WholeWrites:
             except Exception:
                 self.has_failed = True
                 raise
-
-
-def guard(inner: Any) -> None:
-    """Guard what speaks HTTP/2 on a connection that no request uses."""
-    kind = AsyncHTTP2 if hasattr(inner, "_send_request_headers") else LegacyAsyncHTTP2
-    inner.__class__ = guarded_kind(type(inner), kind)
-    inner.begin()

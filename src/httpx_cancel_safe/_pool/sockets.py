@@ -1,6 +1,7 @@
 """Sockets under connections of httpcore 0.11 to 0.14: known from the moment they are open, closed without a wait."""
 
 import asyncio
+import contextlib
 import functools
 import sys
 import time
@@ -18,10 +19,10 @@ _PASSES = 20
 
 
 def _innermost(stream: Any) -> Any:
-    """Return what is under TLS and httpcore's own streams: a stream of asyncio, anyio or trio, or a socket."""
+    """Return what is under TLS and httpcore's own streams: a stream of anyio or trio, asyncio's writer, or a socket."""
     for _ in range(10):  # Not for ever: a mock has all of these attributes at each level.
         inner = stream
-        for name in ("_stream", "stream", "transport_stream"):
+        for name in ("_stream", "stream", "transport_stream", "stream_writer"):
             stream = getattr(inner, name, None) or stream
         if stream is inner:
             break
@@ -30,9 +31,6 @@ def _innermost(stream: Any) -> Any:
 
 def _raw(stream: Any) -> Any:
     """Return the transport or the socket of an innermost stream."""
-    writer = getattr(stream, "stream_writer", None)  # httpcore 0.11 to 0.13.3 on asyncio.
-    if writer is not None:
-        return writer.transport
     found = [getattr(stream, name, None) for name in ("_transport", "_sock", "sock", "socket")]
     return next((one for one in found if one is not None), stream)
 
@@ -57,13 +55,8 @@ def abort(stream: Any) -> None:
             else:
                 inner.abort()
         elif hasattr(type(inner), "aclose"):  # anyio's UNIX sockets close before they wait.
-            closing = inner.aclose()
-            try:
+            with contextlib.closing(inner.aclose()) as closing, contextlib.suppress(StopIteration):
                 closing.send(None)
-            except StopIteration:
-                pass
-            finally:
-                closing.close()
         elif inner is not None:
             inner.close()
     except Exception as exc:
@@ -140,12 +133,10 @@ class AsyncOpening(SyncOpening):
             self._opened = await asyncio.shield(attempt)
         except BaseException:
             limit = None
-            if not attempt.done() and library():
+            if library():
                 loop = self._attempts[attempt] = asyncio.get_event_loop()
-                if len(self._attempts) > _MOST_ATTEMPTS:
-                    cancel_late(attempt)
-                else:
-                    limit = loop.call_later(_CONNECT_LIMIT, cancel_late, attempt)
+                seconds = _CONNECT_LIMIT if len(self._attempts) <= _MOST_ATTEMPTS else 0
+                limit = loop.call_later(seconds, cancel_late, attempt)
             attempt.add_done_callback(functools.partial(self._give_up, limit))
             raise
         return self._opened
