@@ -82,8 +82,7 @@ class LegacyConnection(Named, Connection):
         if _KNOWS_STATE:
             return bool(self.should_close())
         is_readable = getattr(self, "is_socket_readable", None) or self.is_connection_dropped
-        is_too_old = self.expires_at is not None and _now() >= self.expires_at
-        return is_too_old or (not self.is_http2 and is_readable())
+        return is_readable() or (self.expires_at is not None and _now() >= self.expires_at)
 
     def leave(self: Any, exchange: Exchange, exc: Any) -> None:
         super().leave(exchange, exc)
