@@ -64,8 +64,8 @@ class Connection:
         """Return whether HTTP/2 must not have another request: after GOAWAY, or without its socket."""
         inner = nested(self)[-1]
         return hasattr(inner, "_h2_state") and (
-            getattr(inner, "is_broken", False)
-            or getattr(inner, "_connection_error_event", None) is not None
+            getattr(inner._network_stream, "has_failed", False)
+            or inner._h2_state.state_machine.state.name == "CLOSED"
             or is_cut_off(inner._network_stream)
         )
 
@@ -101,7 +101,7 @@ class Connection:
             inner.end_stream_of(exchange)
         elif inner is not None and is_struck(exchange, exc):
             if hasattr(inner, "_h2_state"):
-                inner.is_broken = True  # Requests that are on it already may go on.
+                inner._network_stream.has_failed = True  # Requests that are on it already may go on.
             else:
                 self.cut()
 

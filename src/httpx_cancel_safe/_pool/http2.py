@@ -8,7 +8,6 @@ import sys
 import time
 from typing import Any, Dict
 
-import h2.connection
 import h2.errors
 import h2.exceptions
 from httpcore import RemoteProtocolError
@@ -29,7 +28,6 @@ class Slots(Turns):
 class AsyncHTTP2:
     """One step ends a stream: its events, its place, its flow control, and the peer's work on it."""
 
-    _has_failed = False  # Once it could not be read.
     _numbers: Dict[Any, int]  # The stream of each request.
 
     # httpcore 0.14 sets one of its own.
@@ -40,12 +38,6 @@ class AsyncHTTP2:
         self._numbers = {}
         self._slots = Slots(100)  # As in httpcore.
         self._network_stream = WholeWrites(self._network_stream)
-
-    @property
-    def is_broken(self: Any) -> bool:
-        """Whether it takes no more requests: it has failed, or the peer has sent GOAWAY."""
-        has_failed = self._has_failed or self._network_stream.has_failed
-        return has_failed or self._h2_state.state_machine.state is h2.connection.ConnectionState.CLOSED
 
     def end_stream_of(self: Any, exchange: Any) -> None:
         """End what an exchange has on this connection, if anything is left. Never waits."""
@@ -65,8 +57,8 @@ class AsyncHTTP2:
             if stream is not None and not stream.closed:
                 self._h2_state.reset_stream(number, h2.errors.ErrorCodes.CANCEL)
         except h2.exceptions.ProtocolError:
-            self._has_failed = True
-        if self._h2_state._data_to_send and not self.is_broken and library():
+            self._network_stream.has_failed = True
+        if self._h2_state._data_to_send and not self._network_stream.has_failed and library():
             in_background(self._flush())
         if not self._events and self._state.name != "CLOSED":
             self._state = type(self._state).IDLE
@@ -95,7 +87,7 @@ class AsyncHTTP2:
             self._forget_cancel()
             raise
         except Exception:
-            self._has_failed = True
+            self._network_stream.has_failed = True
             raise
 
     async def _write_outgoing_data(self: Any, request: Any) -> None:
@@ -137,7 +129,7 @@ class LegacyAsyncHTTP2(AsyncHTTP2):
                 raise RemoteProtocolError("Server disconnected")
             events = self._h2_state.receive_data(data)
         except Exception as exc:
-            self._has_failed = True
+            self._network_stream.has_failed = True
             if isinstance(exc, asyncio.CancelledError):
                 # Before Python 3.8. wait_for() goes on reading in a task of its own, and what that reads is lost.
                 abort(self.socket)
@@ -169,7 +161,7 @@ class WholeWrites:
     """A network stream whose writes run to their end, even if the task that waits for one is cancelled."""
 
     timeout: Any = None  # That of the last write: a number, and before httpcore 0.14 a dict.
-    has_failed = False
+    has_failed = False  # Once it could not be read or written, or is out of step.
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
