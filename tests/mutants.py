@@ -68,7 +68,7 @@ MUTANTS = [
     Mutant("the limit holds", "_pool.books:Books._find", "if evicted is None:", "if False:", SAME),
     Mutant("expired connections go", "_pool.books:Books._drop_unusable", " or connection.has_expired()", "", SWEEP + " idle"),
     Mutant("too many idle ones go", "_pool.books:Books._trim", "self._drop(connection)", "pass", SAME + " more_idle"),
-    Mutant("mocked pools step aside", "_pool.books:Books.enter", "or self.is_replaced()", "", FAULTS + " wrapped"),
+    Mutant("mocked pools step aside", "_pool.books:Books.enter", "if self.is_replaced():", "if False:", FAULTS + " wrapped"),
     Mutant("a pool becomes plain", "_pool.books:Books.enter", "self.become_plain()", "pass", "test_threads.py open_when"),
     Mutant("an unknown httpcore is left alone", "_pool.__init__:_guard", "if missing:", "if False:", FAULTS + " understood", not LISTED),
     Mutant("a body that fails ends", "_pool.aio:AsyncBody._next", "self.abandon(exc)", "pass", FAULTS + " retries"),

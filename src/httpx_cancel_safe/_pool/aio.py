@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections import deque
-from typing import Any, AsyncIterator, Deque, Dict, List, Optional
+from typing import Any, AsyncIterator, Deque, Dict, List
 
 from .._scopes import current_task, library
 from .books import Books, Exchange, PoolBody
@@ -22,16 +22,16 @@ class AsyncPool(Books):
     _due: Any = None  # The loop that will serve the waiting exchanges, in its next pass.
     _attempts: Dict[Any, Any]  # Attempts to connect that nobody waits for any more, and their loops.
 
-    def enter(self: Any, exchange: Optional[Exchange]) -> bool:
+    def enter(self: Any, exchange: Exchange) -> bool:
         kind = library()
-        if kind == "asyncio" and exchange is not None:
+        if kind == "asyncio":
             exchange.task = current_task()
-        return kind in ("asyncio", "trio") and super().enter(exchange)
+        return bool(kind) and super().enter(exchange)
 
     async def handle_async_request(self: Any, *args: Any, **kwargs: Any) -> Any:
         plain = getattr(self.plain, self.request_method)
         exchange = self.prepare(*args, **kwargs)
-        if not self.enter(exchange):
+        if exchange is None or not self.enter(exchange):  # None: httpcore will refuse the request.
             return await plain(self, *args, **kwargs)
         return self.respond(await self.run_exchange(exchange), AsyncBody, exchange)
 

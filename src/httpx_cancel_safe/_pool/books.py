@@ -105,17 +105,16 @@ class Books:
     _users: Any  # How many exchanges have each connection; those that have None wait for one.
     _settings: Any
 
-    def enter(self: Any, exchange: Optional[Exchange]) -> bool:
+    def enter(self: Any, exchange: Exchange) -> bool:
         """Enter a request, and return whether it goes by these books.
 
-        It does not if `exchange` is None, as httpcore will refuse the request; where httpcore's method is replaced (by
-        a mock, an instrumentation); on an httpcore that lacks what we need; and after `unpatch()`: then the pool
-        becomes a plain one as soon as nothing is under way in it.
+        It does not where httpcore's method is replaced (by a mock, an instrumentation); on an httpcore that lacks what
+        we need; and after `unpatch()`: then the pool becomes a plain one as soon as nothing is under way in it.
         """
         if not self._settings.active and not self.exchanges:
             self.become_plain()
             return False
-        if exchange is None or self.is_replaced():
+        if self.is_replaced():
             return False
         if now.call is not None:
             now.call.exchanges.append(exchange)

@@ -31,7 +31,7 @@ class Books014(Books):
     def open_books(self: Any) -> None:
         self.count()
         for connection in self._pool:
-            self._guard(connection, self._users[connection] > 0)
+            self._guard(connection, is_in_use=self._users[connection] > 0)
 
     def prepare(self: Any, request: Any) -> Any:
         if request.url.scheme not in (b"http", b"https"):
@@ -45,15 +45,14 @@ class Books014(Books):
         return Response(answer.status, headers=answer.headers, content=content, extensions=answer.extensions)
 
     def make_connection(self: Any, origin: Any) -> Any:
-        connection = self.create_connection(origin)
-        self._guard(connection, False)
-        return connection
+        return self._guard(self.create_connection(origin))
 
-    def _guard(self: Any, connection: Any, is_in_use: bool) -> None:
+    def _guard(self: Any, connection: Any, is_in_use: bool = False) -> Any:
         for one in nested(connection):
             if hasattr(one, "_connection"):
                 one.__class__ = guarded_kind(type(one), self.connection_kind)
                 one.take_over(self._attempts, is_in_use)
+        return connection
 
     def take_up(self: Any, status: Any) -> bool:
         """Serve a request that began before this pool was guarded."""

@@ -17,12 +17,11 @@ class SyncPool(Books):
     request_method = "handle_request"
     _steps: Any  # An RLock: a finalizer or a signal handler may take it again in the thread that holds it.
 
-    def enter(self: Any, exchange: Optional[Exchange]) -> bool:
-        if exchange is not None:
-            # A request waits on a bare lock. An Event is Python code around one, which an exception can leave locked.
-            exchange.latch = threading.Lock()
-            exchange.latch.acquire()
-            exchange.wake = exchange.latch.release
+    def enter(self: Any, exchange: Exchange) -> bool:
+        # A request waits on a bare lock. An Event is Python code around one, which an exception can leave locked.
+        exchange.latch = threading.Lock()
+        exchange.latch.acquire()
+        exchange.wake = exchange.latch.release
         with self._steps:
             # While this thread waited for the lock, another one may have made this a plain pool again.
             return isinstance(self, SyncPool) and super().enter(exchange)
@@ -30,7 +29,7 @@ class SyncPool(Books):
     def handle_request(self: Any, *args: Any, **kwargs: Any) -> Any:
         plain = getattr(self.plain, self.request_method)
         exchange = self.prepare(*args, **kwargs)
-        if not self.enter(exchange):
+        if exchange is None or not self.enter(exchange):  # None: httpcore will refuse the request.
             return plain(self, *args, **kwargs)
         return self.respond(self.run_exchange(exchange), SyncBody, exchange)
 
