@@ -169,7 +169,7 @@ class Turns:
         self._free = free
         self._waiting: Deque[Exchange] = deque()
 
-    async def acquire(self, timeout: Any = None) -> None:
+    async def acquire(self) -> None:
         if self._free:
             self._free -= 1
             return
