@@ -119,7 +119,7 @@ class LegacyAsyncHTTP2(AsyncHTTP2):
         await super().send_connection_init(timeout)
 
     async def send_headers(self: Any, stream_id: int, headers: Any, end_stream: bool, timeout: Any) -> None:
-        self._numbers[id(timeout)] = stream_id
+        self._numbers[timeout.get("key")] = stream_id
         await super().send_headers(stream_id, headers, end_stream, timeout)
 
     async def receive_events(self: Any, timeout: Any) -> None:

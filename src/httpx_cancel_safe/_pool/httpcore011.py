@@ -228,7 +228,8 @@ class Books011(Books):
         timeouts = extensions["timeout"] = dict(extensions.get("timeout") or {})
         send = operator.methodcaller(self.request_method, method, target, headers, stream, extensions)
         exchange = Exchange(self, (method, url), origin, timeouts.get("pool"), send)
-        exchange.key = id(timeouts)  # httpcore passes them on, so that HTTP/2 knows which exchange it serves.
+        # httpcore passes them on, so that HTTP/2 knows which exchange it serves.
+        exchange.key = timeouts["key"] = object()
         return exchange
 
     def respond(self: Any, answer: Any, body: Any, exchange: Exchange) -> Any:
