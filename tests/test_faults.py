@@ -117,6 +117,16 @@ async def test_no_request_gets_an_http2_connection_whose_socket_is_closed(server
     await is_whole(client, url + "/get")
 
 
+@pytest.mark.skipif(not (0, 12) < compat.HTTPCORE < (0, 13, 4), reason="httpcore itself does not look")
+async def test_no_request_gets_an_http2_connection_that_its_server_has_closed(servers, guarded):
+    url = servers.http2.url + "/get"
+    client = compat.make_client(guarded.AsyncClient, servers.client_context(), http2=True)
+    await client.get(url)
+    servers.http2.hang_up()
+    await passes()
+    await is_whole(client, url)
+
+
 # What worked goes on working: mocks.
 FAKE = object()
 

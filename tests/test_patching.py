@@ -25,10 +25,7 @@ def abort(response):
     raise Abort
 
 
-# The requests here end while httpx extracts the cookies: a response is open then, and no httpx that
-# is served closes it, on any Python.
-
-
+# The requests end while httpx extracts the cookies: a response is open then, which no httpx that is served closes.
 def closes(client_class):
     """How often the response of a request that is aborted gets closed: 0 as httpx is, 1 if it is guarded."""
     before = httpx_cancel_safe.stats().released
@@ -136,21 +133,6 @@ def test_a_safe_client_is_guarded_once_with_the_patch_or_without(is_on):
     before = contents()
     assert closes(httpx_cancel_safe.SafeAsyncClient) == closes(httpx_cancel_safe.SafeClient) == 1
     assert is_guarded() is is_on and changed(before) == set()
-
-
-def test_a_safe_client_among_its_siblings_calls_the_next_of_them():
-    class Sibling(AsyncClient):
-        async def send(self, request, **kwargs):
-            return httpx.Response(200, request=request)
-
-    class Both(httpx_cancel_safe.SafeAsyncClient, Sibling):
-        pass
-
-    async def request():
-        async with Both() as client:
-            return (await client.get("http://custom.test")).status_code
-
-    assert run(None, "asyncio", request) == 200
 
 
 # Other tools: each wraps both clients the way it really does, and counts the calls it saw. See tests/stacking, too.

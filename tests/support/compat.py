@@ -16,13 +16,13 @@ HTTPX = tuple(int(part) for part in re.findall(r"\d+", httpx.__version__)[:3])
 # PR #2156: from here on the library has nothing to do.
 FIXED = HTTPX >= (0, 23)
 
-# Whether httpcore reads and writes in asyncio's wait_for(), which can swallow a cancel (cpython #86296).
-WAIT_FOR_SWALLOWS = False
-if HTTPX < (0, 21):
+HTTPCORE = (1,)
+if not FIXED:
     import httpcore
 
-    release = tuple(map(int, httpcore.__version__.split(".")[:3]))
-    WAIT_FOR_SWALLOWS = release < (0, 13, 4) and sys.version_info < (3, 12)
+    HTTPCORE = tuple(map(int, httpcore.__version__.split(".")[:3]))
+# Whether httpcore reads and writes in asyncio's wait_for(), which can swallow a cancel (cpython #86296).
+WAIT_FOR_SWALLOWS = HTTPCORE < (0, 13, 4) and sys.version_info < (3, 12)
 
 
 def content(body):
