@@ -15,7 +15,6 @@ import httpx_cancel_safe
 from httpx_cancel_safe._pool.aio import Turns
 
 from .support import compat
-from .support.network import Network
 from .support.noise import Noise, no_gc, say
 from .support.scenarios import digest, get, post, redirect, stream_left, stream_unread
 from .support.stepping import WAYS, cancelled_at, cut_short, passes, run, ways_on
@@ -137,24 +136,6 @@ def test_a_newcomer_goes_on(servers, way, http2, backend):
         return cancelled[0], []
 
     cancel_at_each_point(servers, backend, http2, 1, cancel_at)
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("origins", [1, 3])
-async def test_who_waits_is_served(guarded, origins):
-    """24 workers on a pool of 8, nobody cancelled. httpx up to 0.20 has them wait beside idle connections."""
-    client = Network().under(compat.make_client(guarded.AsyncClient, False, limit=8, pool_timeout=5))
-
-    async def worker(number):
-        for turn in range(6):
-            response = await client.get("http://origin-%d.test" % ((number + turn) % origins))
-            assert response.status_code == 200
-
-    async with anyio.create_task_group() as group:
-        for number in range(24):
-            group.start_soon(worker, number)
-    assert set(compat.connections_of(client)) == {"idle"}
-    await client.aclose()
 
 
 CHAOTIC = [get, post, redirect, digest, stream_left, stream_unread]

@@ -127,6 +127,15 @@ async def test_no_request_gets_an_http2_connection_that_its_server_has_closed(se
     await is_whole(client, url)
 
 
+@pytest.mark.parametrize("path", ["/reset", "/goaway", "/drop"])
+async def test_a_request_whose_http2_stream_or_connection_its_server_ends_fails_alone(servers, guarded, path):
+    client = compat.make_client(guarded.AsyncClient, servers.client_context(), http2=True)
+    await client.get(servers.http2.url + "/get")
+    with pytest.raises((httpx.TransportError, OSError)):  # On Python 3.6 an SSLError.
+        await client.get(servers.http2.url + path)
+    await is_whole(client, servers.http2.url + "/get")
+
+
 # What worked goes on working: mocks.
 FAKE = object()
 
@@ -329,6 +338,32 @@ async def test_a_response_from_before_the_guard_closes_quietly(servers, monkeypa
         await client.get(url)
     await is_whole(client, url)
     assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == []
+
+
+@pytest.mark.parametrize("name", ["_find", "_trim"])
+async def test_a_step_that_fails_is_warned_of_once_and_fails_no_request(servers, guarded, name, monkeypatch, caplog):
+    """As on an httpcore that lacks what the step needs: `_find` takes a request in, `_trim` is for when it ends."""
+    monkeypatch.setattr("httpx_cancel_safe._stats._has_fallen_back", False)
+    client = make(guarded.AsyncClient)
+    await client.get(servers.plain.url + "/get")
+    monkeypatch.setattr("httpx_cancel_safe._pool.books.Books." + name, mock.Mock(side_effect=AttributeError("gone")))
+    for _ in range(2):
+        await client.get(servers.plain.url + "/get")
+    await is_whole(client, servers.plain.url + "/get")
+    (warning,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert "AttributeError: gone" in warning
+
+
+@asyncio_only
+async def test_an_anyio_that_is_not_understood_costs_no_request(guarded, monkeypatch, caplog):
+    """A response of another transport is closed without a shield then."""
+    monkeypatch.setattr("httpx_cancel_safe._stats._has_fallen_back", False)
+    modules = dict(sys.modules, **{"anyio._backends._asyncio": mock.Mock(spec=[])})
+    monkeypatch.setattr("httpx_cancel_safe._scopes.sys", mock.Mock(modules=modules))
+    async with guarded.AsyncClient(transport=Answers(AsyncBody(close=passes))) as client:
+        assert (await client.get(URL)).status_code == 200
+    (warning,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert "_task_states" in warning
 
 
 VENDOR = """

@@ -4,7 +4,6 @@ import contextlib
 import gc
 import itertools
 import signal
-import socket
 import sys
 import threading
 
@@ -72,7 +71,7 @@ def afterwards(client, server, seconds=2, limit=1):
 class AtCalls:
     """Raises before the k-th blocking call of this thread's sockets."""
 
-    calls = ("connect", "send", "sendall", "recv")
+    calls = ("connect", "send", "sendall", "recv", "do_handshake", "read", "write")
     before = sys.gettrace()  # That of coverage, if any.
 
     def arm(self, k, error):
@@ -80,7 +79,7 @@ class AtCalls:
         sys.setprofile(self.profile)
 
     def profile(self, frame, event, argument):
-        if event == "c_call" and argument.__name__ in self.calls and isinstance(argument.__self__, socket.socket):
+        if event == "c_call" and argument.__name__ in self.calls and "ocket" in type(argument.__self__).__name__:
             self.count()
 
     def count(self):
@@ -120,13 +119,13 @@ class AtLines(AtCalls):
         return self.lines
 
 
-def sweep(scenarios, base, error, server, striker, stride=1, seconds=2):
+def sweep(scenarios, base, error, server, striker, stride=1, seconds=2, verify=False, **options):
     """Interrupt each scenario at its k-th point; (what was wrong, number of points)."""
     faults, points = [], 0
     with no_gc():
         for scenario in scenarios:
             for k in itertools.count(1, stride):
-                client = compat.make_client(base, False, pool_timeout=0.1, timeout=5.0)
+                client = compat.make_client(base, verify, pool_timeout=0.1, timeout=5.0, **options)
                 striker.arm(k, error)
                 try:
                     scenario(client, server.url)
@@ -143,12 +142,13 @@ def sweep(scenarios, base, error, server, striker, stride=1, seconds=2):
     return faults, points
 
 
-# socket.create_connection() leaves its socket to the garbage collector, unless an OSError ends it.
-@pytest.mark.filterwarnings(r"ignore:unclosed .*laddr=\('0.0.0.0', 0\):ResourceWarning")
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), Strike()], ids=repr)
-def test_nothing_is_lost_at_any_blocking_call(servers, guarded, error):
-    scenarios = [get, redirect, post_and_digest, stream]
-    faults, points = sweep(scenarios, guarded.Client, error, servers.plain, AtCalls())
+# socket.create_connection() and a TLS handshake leave their socket to the garbage collector, unless an OSError ends it.
+@pytest.mark.filterwarnings(r"ignore:unclosed .*(ssl|laddr=\('0.0.0.0', 0\)):ResourceWarning")
+@pytest.mark.parametrize("error, kind", [(KeyboardInterrupt(), "plain"), (Strike(), "http2")], ids=repr)
+def test_nothing_is_lost_at_any_blocking_call(servers, guarded, error, kind):
+    options = {"verify": servers.client_context(), "http2": True} if kind == "http2" else {}
+    scenarios, server = [get, redirect, post_and_digest, stream], getattr(servers, kind)
+    faults, points = sweep(scenarios, guarded.Client, error, server, AtCalls(), **options)
     assert points >= 20
     assert not faults, "\n".join(faults)
 

@@ -12,7 +12,6 @@ from typing import Any, Iterator, List, Optional
 
 from . import __version__
 
-COLOURS = {"pass": "32", "warn": "33", "fail": "31", "skip": "2"}
 CRASHED = "internal error"
 DESCRIPTION = "Say whether httpx loses connections of cancelled requests, and try whether the patch keeps them."
 EPILOG = """Exit status: 0, nothing has failed; 1, this environment would lose connections, or has no httpx
@@ -47,32 +46,18 @@ def _checks() -> Iterator[Any]:
 
     found = examine()
     for name in NAMES:
-        _progress(name + " ...")
         try:
-            check = next(found, None) or Check(name, "skip", "not looked at, for want of an httpx")
+            yield next(found, None) or Check(name, "skip", "not looked at, for want of an httpx")
         except Exception as exc:
-            _progress("")
             traceback.print_exc()
             yield Check(CRASHED, "fail", ascii(exc), "please report it")
             return
-        _progress("")
-        yield check
 
 
 def _line(name: str, status: str, detail: str, hint: str) -> str:
-    mark = status
-    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-        mark = f"\033[{COLOURS[mark]}m{mark}\033[0m"
     text = textwrap.wrap(detail, 48)  # 80 columns in all.
     text += textwrap.wrap(hint, 48, initial_indent="-> ", subsequent_indent="   ")
-    return "  {}  {:<23} {}".format(mark, name, ("\n" + " " * 32).join(text))
-
-
-def _progress(what: str) -> None:
-    """Show on a terminal which check is running; an empty `what` clears it."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        sys.stderr.write("\r\033[K" + what)
-        sys.stderr.flush()
+    return "  {}  {:<23} {}".format(status, name, ("\n" + " " * 32).join(text))
 
 
 def _command() -> int:

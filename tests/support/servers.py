@@ -262,7 +262,18 @@ class HTTP2Exchange(Exchange):
     async def run(self):
         # The client may have left, or closed the stream.
         with contextlib.suppress(asyncio.CancelledError, h2.exceptions.ProtocolError):
-            await answer(self)
+            if self.path in ENDS:
+                ENDS[self.path](self.connection, self.stream_id)
+                self.connection.send()
+            else:
+                await answer(self)
+
+
+ENDS = {  # What ends a stream, or the connection, in place of an answer.
+    "/reset": lambda connection, number: connection.h2.reset_stream(number),
+    "/goaway": lambda connection, number: connection.h2.close_connection(),
+    "/drop": lambda connection, number: connection.transport.close(),
+}
 
 
 class HTTP2(Connection):
