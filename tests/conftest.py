@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import pathlib
+import sys
 
 import pytest
 
@@ -77,6 +78,14 @@ def pytest_collection_finish():
     gc.collect()
     if hasattr(gc, "freeze"):  # From Python 3.7 on.
         gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how many points of the cancel sweep were faulty, for each way to cancel."""
+    swept = getattr(sys.modules.get("tests.test_cancel_sweep"), "TABLE", {})
+    cells = ["%s %d/%d" % (mode, count["faulty"], count["points"]) for mode, count in swept.items() if count]
+    if cells:
+        terminalreporter.line("cancel sweep, faulty points of all: " + ", ".join(cells))
 
 
 def pytest_runtest_setup(item):

@@ -1,6 +1,7 @@
 """Cancel a request at every point where it suspends: nothing may be left behind. See support/sweep.py."""
 
 import asyncio
+import collections
 import functools
 import importlib.util
 import sys
@@ -18,6 +19,7 @@ from .support.sweep import MODES, STRIDE, sweep, target
 
 pytestmark = pytest.mark.skipif(compat.FIXED, reason="nothing is patched on httpx %s" % httpx.__version__)
 
+TABLE = {mode: collections.Counter() for mode in MODES}  # conftest.py prints it.
 every_mode = pytest.mark.parametrize("mode", MODES)
 by_name = functools.partial(pytest.mark.parametrize, ids=lambda value: getattr(value, "__name__", None))
 
@@ -57,6 +59,7 @@ def sweep_without_the_patch(*arguments):
 def check(*arguments, **options):
     with httpx_cancel_safe.patched():
         result = sweep_by(*arguments, **options)
+    TABLE[result.mode].update(points=result.points, faulty=result.faulty_points)
     assert result.points > 0 or STRIDE > 1
     assert not result.faults, repr(result)
     return result

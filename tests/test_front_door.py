@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from unittest import mock
 
 import httpx
 import pytest
@@ -70,15 +69,6 @@ def test_the_example_for_a_library_works(servers, monkeypatch):
     assert response.content == b"hello"
 
 
-def test_the_lines_for_prometheus_work():
-    gauge = mock.Mock()
-    exec(block("python", "Gauge"), {"Gauge": gauge, "httpx_cancel_safe": httpx_cancel_safe})  # noqa: S102
-    names = ["released", "failed", "timed_out"]
-    assert [call[0][0] for call in gauge.call_args_list] == ["httpx_cancel_safe_" + name for name in names]
-    values = [call[0][0]() for call in gauge.return_value.set_function.call_args_list]
-    assert values == [getattr(httpx_cancel_safe.stats(), name) for name in names]
-
-
 @shown
 @pytest.mark.skipif(os.environ.get("SLOW") != "1", reason="takes packages from an index: set SLOW=1")
 def test_the_command_for_a_clone_works_on_a_fresh_python(tmp_path):
@@ -102,7 +92,6 @@ def test_dir_shows_what_is_public_and_hides_the_rest():
     assert names == sorted(httpx_cancel_safe.__all__) == sorted(PUBLIC)
     with pytest.raises(AttributeError, match="no attribute 'SafeAsync'"):
         httpx_cancel_safe.SafeAsync  # noqa: B018
-    assert not hasattr(httpx_cancel_safe, "client_class")
 
 
 def test_status_says_what_is_on(monkeypatch):
