@@ -56,7 +56,7 @@ MUTANTS = [
     Mutant("one with nobody failing, too", "_closing:_Shielded._watch", "if _scopes.is_cancelled(self._outside):", "if False:", CUSTOM),
     Mutant("scopes of the response stay in order", "_streams:Exchange._run_async", "_scopes.outermost_within(scope)", "None", CUSTOM),
     Mutant("an error of the close is hidden", "_streams:_Guard._gives_way", "if self._is_failing and", "if False and", PROMISES),
-    Mutant("a cancel is not", "_streams:_Guard._gives_way", "if is_cancel(exc) or", "if", CUSTOM),
+    Mutant("a cancel that struck it counts", "_streams:_Guard._gives_way", "if is_cancel(exc) or", "if", STATS + " counted_once"),
     Mutant("a response is closed once", "_streams:AsyncGuard.aclose", "if not self.is_over:", "if True:", STATS + " fails_is_warned"),
     # the pool
     Mutant("who fails is settled", "_pool.aio:AsyncPool.run_exchange", "self.settle(exchange, exc)", "pass", FAULTS + " retries"),
