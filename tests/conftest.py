@@ -73,7 +73,8 @@ def servers():
         yield running
 
 
-def pytest_collection_finish():
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
     """Leave out of each collection what stays anyway: many tests collect garbage."""
     gc.collect()
     if hasattr(gc, "freeze"):  # From Python 3.7 on.

@@ -19,8 +19,7 @@ from .support.transports import Answers, AsyncBody
 
 pytestmark = pytest.mark.skipif(compat.FIXED, reason="nothing is patched on httpx %s" % httpx.__version__)
 
-CELLS = [("asyncio", mode) for mode in ("once", "twice", "scope", "raise")]
-CELLS += [("trio", "trio"), ("trio", "trio_raise")]
+CELLS = [("asyncio", mode) for mode in ("once", "twice", "scope", "raise")] + [("trio", "trio"), ("trio", "trio_raise")]
 every_cell = pytest.mark.parametrize("library, mode", CELLS)
 asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 
