@@ -162,8 +162,10 @@ class Books:
             return
         phase = "waiting" if connection is None else connection.phase()
         self._users[connection] -= 1
+        is_used = self._users[connection] > 0
+        if not is_used:
+            del self._users[connection]  # Else it would stay in memory, with all that an exception of it holds.
         if connection is not None:
-            is_used = self._users[connection] > 0
             connection.leave(exchange, exc)
             if not is_used and not connection.is_idle():
                 self._drop(connection)
