@@ -30,6 +30,8 @@ class Books014(Books):
 
     def open_books(self: Any) -> None:
         self.count()
+        for status in self._requests:
+            _complete(status)
         for connection in self._pool:
             self._guard(connection, is_in_use=self._users[connection] > 0)
 
@@ -54,11 +56,19 @@ class Books014(Books):
                 one.take_over(self._attempts, is_in_use)
         return connection
 
+    def _assign(self: Any, exchange: Any) -> bool:
+        _complete(exchange)
+        return super()._assign(exchange)
+
     def take_up(self: Any, status: Any) -> bool:
         """Serve a request that began before this pool was guarded."""
-        status.key, status.origin = status.request, status.request.url.origin
         self.serve()
         return status.connection is not None
+
+
+def _complete(status: Any) -> None:
+    """Give a plain request, a RequestStatus of httpcore's, what `books` and HTTP/2 look at."""
+    status.key, status.origin = status.request, status.request.url.origin
 
 
 class Async014(AsyncPool, Books014):
@@ -68,6 +78,9 @@ class Async014(AsyncPool, Books014):
 
     async def _attempt_to_acquire_connection(self, status: Any) -> bool:
         return self.take_up(status)
+
+    async def _close_expired_connections(self) -> None:
+        """Leave it to `take_up`: httpcore's would change the books while it waits, outside of a step."""
 
     async def response_closed(self, status: Any) -> None:
         self.settle(status)
@@ -80,7 +93,14 @@ class Sync014(SyncPool, Books014):
 
     def _attempt_to_acquire_connection(self, status: Any) -> bool:
         with self._steps:
-            return self.take_up(status)
+            has_one, connection = self.take_up(status), status.connection
+            if has_one:  # From another thread, perhaps, which has set the event that it had before.
+                status.connection = None
+                status.set_connection(connection)
+            return has_one
+
+    def _close_expired_connections(self) -> None:
+        """Leave it to `take_up`: httpcore's would change the books outside of a step."""
 
     def response_closed(self, status: Any) -> None:
         self.settle(status)
