@@ -19,7 +19,7 @@ import httpx_cancel_safe
 
 from .support import compat, programs
 from .support.network import Network
-from .support.stepping import cancel, passes, start
+from .support.stepping import Dropped, cancel, drive, passes, start
 from .support.transports import Answers, AsyncAdapter, AsyncBody
 
 pytestmark = [
@@ -289,6 +289,72 @@ def test_a_loop_that_was_closed_while_something_connected_costs_no_other_its_clo
     loop.run_until_complete(asyncio.sleep(0.01))
     loop.close()
     another.close()
+
+
+@pytest.mark.skipif(compat.HTTPX < (0, 17), reason="httpx has no keepalive_expiry before")
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_an_idle_connection_of_a_loop_that_is_closed_is_logged_and_goes(servers, guarded, caplog):
+    client = make(guarded.AsyncClient, expiry=0)
+    for _ in range(2):
+        loop = asyncio.new_event_loop()
+        assert loop.run_until_complete(client.get(servers.plain.url)).status_code == 200
+        if not caplog.records:  # It is the first.
+            loop.close()
+    assert caplog.text.count("a clean-up failed: RuntimeError") == 1
+    loop.run_until_complete(client.aclose())
+    loop.close()
+    gc.collect()
+
+
+def test_a_socket_that_fails_to_close_is_logged(caplog):
+    httpx_cancel_safe._pool.sockets.abort(mock.Mock(spec=["close"], close=mock.Mock(side_effect=OSError)))
+    assert "a clean-up failed: OSError" in caplog.text
+    httpx_cancel_safe._pool.sockets.abort(mock.MagicMock())  # Each of its attributes has all of them: it must end.
+
+
+@pytest.mark.skipif(compat.HTTPX < (0, 22), reason="bodies of older httpcores have a close")
+async def test_a_mocked_connection_may_answer_with_a_body_that_cannot_be_closed(guarded, monkeypatch):
+    import httpcore
+
+    def handle(*request):
+        return httpcore.Response(200, content=b"hello")
+
+    async def handle_async(*request):
+        return handle()
+
+    monkeypatch.setattr("httpcore._sync.connection.HTTPConnection.handle_request", handle)
+    monkeypatch.setattr("httpcore._async.connection.AsyncHTTPConnection.handle_async_request", handle_async)
+    await is_whole(make(guarded.AsyncClient), URL)
+    with compat.make_client(guarded.Client, False) as client:
+        assert client.get(URL).content == b"hello"
+
+
+@pytest.mark.skipif(compat.HTTPX < (0, 18), reason="httpx itself asks for the loop there")
+@pytest.mark.parametrize("phase", ["connect", "body"])
+def test_requests_that_are_dropped_after_their_loop_has_ended_are_settled(guarded, phase, caplog):
+    """Nobody can wait for anything any more."""
+    network, body = Network(phase), AsyncBody(passes, passes)
+    pooled, other = network.under(make(guarded.AsyncClient)), guarded.AsyncClient(transport=Answers(body))
+    requests = [pooled.get(URL), pooled.get(URL), other.get(URL)]
+
+    def stop(count):
+        if network.reached or phase == "connect":
+            raise Dropped
+
+    async def begin():
+        for request in requests:
+            with contextlib.suppress(Dropped):
+                await drive(request, stop, close=False)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    for request in requests:
+        request.close()
+    assert (compat.connections_of(pooled), compat.requests_of(pooled)) == ([], 0)
+    assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == []
+    for client in (pooled, other):
+        loop.run_until_complete(client.aclose())
+    loop.close()
 
 
 @asyncio_only

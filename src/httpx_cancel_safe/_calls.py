@@ -89,10 +89,12 @@ def _close(coroutine: Any) -> None:
 
     Scopes and locks of anyio belong to the task that dropped it, and cannot be left here.
     """
-    for _ in range(100):
+    left = 100
+    while True:
         try:
             coroutine.close()
             return
         except RuntimeError:  # That it ignored GeneratorExit, by waiting; or one of its own.
-            if coroutine.cr_frame is None:
+            left -= 1
+            if coroutine.cr_frame is None or not left:
                 raise

@@ -20,13 +20,8 @@ sys.meta_path.insert(0, Without())
 
 def environment(**changes):
     """The environment of this process without what would patch or not, and with `changes`."""
-    found = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("HTTPX_CANCEL_SAFE", "AUTOWRAPT_BOOTSTRAP", "NO_COLOR")
-    }
-    found.update(changes)
-    return found
+    unset = ("HTTPX_CANCEL_SAFE", "AUTOWRAPT_BOOTSTRAP")
+    return dict({name: value for name, value in os.environ.items() if name not in unset}, **changes)
 
 
 def with_start_up(folder, code, **modules):

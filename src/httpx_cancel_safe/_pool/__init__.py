@@ -32,11 +32,8 @@ def guard_pools(client: Any, settings: Any) -> None:
     try:
         module = generation()
         for pool in () if module is None else _pools_of(client, tuple(module.POOLS)):
-            current = vars(pool).get("_settings")
-            if current is None:
+            if "_settings" not in vars(pool):
                 _guard(pool, settings, module)
-            elif not current.active:
-                pool._settings = settings
     except Exception as failure:
         _stats.fall_back(failure)
     except BaseException:

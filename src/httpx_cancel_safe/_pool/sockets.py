@@ -41,11 +41,10 @@ def abort(stream: Any) -> None:
     inner = _raw(owner)
     try:
         if hasattr(type(inner), "abort"):
-            if hasattr(owner, "_protocol"):
-                owner._closed = True  # A reader of anyio's stream must not take this for the end of the body.
             # TLS of Python 3.6 warns if it is not told, also the one that was about to begin on `inner`.
-            tls: Any = (inner, getattr(getattr(inner, "_protocol", None), "_app_transport", None))
-            for one in tls if sys.version_info < (3, 7) else ():
+            tls = (inner, getattr(getattr(inner, "_protocol", None), "_app_transport", None))
+            # A reader of anyio's stream must not take this for the end of the body.
+            for one in (owner, *(tls if sys.version_info < (3, 7) else ())):
                 if hasattr(one, "_closed"):
                     one._closed = True
             if library() == "asyncio":
@@ -57,7 +56,7 @@ def abort(stream: Any) -> None:
         elif hasattr(type(inner), "aclose"):  # anyio's UNIX sockets close before they wait.
             with contextlib.closing(inner.aclose()) as closing, contextlib.suppress(StopIteration):
                 closing.send(None)
-        elif inner is not None:
+        else:
             inner.close()
     except Exception as exc:
         _stats.close_failed(exc)

@@ -56,16 +56,13 @@ def serving() -> Iterator[str]:
 def run(phase: str, url: str) -> Tuple[int, int]:
     """Cancel requests in this phase, each a little later; return how many connections were lost, of how many."""
     _, backend, _ = PHASES[phase]
-    outcomes: List[bool] = []
+    outcomes: List[Optional[bool]] = []
     # What was lost complains on stderr when it is destroyed.
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(Exception):  # No such back end.
         for attempt in range(1, ATTEMPTS + 1):
-            lost = anyio.run(_is_lost, phase, url, attempt, backend=backend)
-            if lost is None:
-                break
-            outcomes.append(lost)
+            outcomes.append(anyio.run(_is_lost, phase, url, attempt, backend=backend))
         gc.collect()
-    return sum(outcomes), len(outcomes)
+    return outcomes.count(True), len(outcomes) - outcomes.count(None)
 
 
 async def _is_lost(phase: str, url: str, attempt: int) -> Optional[bool]:
