@@ -47,7 +47,7 @@ LONG = {
     "test_cancel_sweep.py": ("test_uvloop",),
     "test_upgrade.py": ("test_",),
 }
-if RELEASE != (0, 22):  # What is the same on each httpx.
+if AFFECTED and RELEASE != (0, 22):  # What is the same on each of these.
     LONG.update({"test_report.py": ("test_",), "test_front_door.py": ("test_",), "test_auto.py": ("test_the_switch",)})
 SECOND_WAYS = {"class", "unpatched", "uvloop"}
 

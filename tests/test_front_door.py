@@ -107,4 +107,6 @@ def test_status_says_what_is_on(monkeypatch):
             after = httpx_cancel_safe.status()
         assert (after.patched, after.safe_clients) == (True, status.safe_clients + 1) and after.since
     monkeypatch.setenv("HTTPX_CANCEL_SAFE", "0")
-    assert (status.switched_off, httpx_cancel_safe.status().switched_off) == (False, True)
+    monkeypatch.delitem(sys.modules, "httpx")
+    before = httpx_cancel_safe.status()
+    assert (before.httpx, before.affected, before.switched_off, status.switched_off) == (None, None, True, False)

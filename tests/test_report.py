@@ -264,7 +264,7 @@ def test_piped_it_is_plain_text_for_a_ticket(code, last, start_up):
 @pytest.mark.parametrize("redirected", [">/dev/full", "--json >/dev/full", ">&-"])
 def test_a_standard_output_that_takes_nothing_ends_it_quietly_with_2(redirected, start_up):
     start_up(WITHOUT_TRIALS)
-    command = "exec %s -m httpx_cancel_safe %s" % (sys.executable, redirected)
+    command = "trap '' INT; exec %s -m httpx_cancel_safe %s" % (sys.executable, redirected)
     done = subprocess.run(["/bin/sh", "-c", command], stderr=subprocess.PIPE, env=programs.environment())
     assert (done.returncode, done.stderr) == (2, b"")
 

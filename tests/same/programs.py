@@ -26,7 +26,8 @@ LONG = "/chunks?n=50&each=2"
 async def get(w):
     response = await w.client().get(w.url + "/ok")
     w.notes.append((response.text, sorted(response.headers.items()), response.elapsed.total_seconds() > 0))
-    (await w.client().get(w.url + "/status?code=503")).raise_for_status()
+    await w.client(verify=w.server.trusted(), timeout=None).get(w.server.tls.url + "/get")
+    (await w.client(limit=None).get(w.url + "/status?code=503")).raise_for_status()
 
 
 @program
@@ -94,16 +95,18 @@ async def then_another(w, path, method="GET", client=None, **options):
 
 
 def through_a_proxy(w, **options):
-    """A client for a proxy, and URLs to get: by CONNECT, forwarded, refused, without an answer."""
+    """Clients for a proxy, each with a URL to get: by CONNECT, forwarded, refused, without an answer."""
     client = w.client(proxy=w.server.proxy.url, verify=w.server.trusted(), **options)
     tunnelled = w.server.tls.url + "/get"
-    return client, [tunnelled, w.url + "/ok", tunnelled, "https://refused/", "https://127.0.0.1:1/"]
+    for url in (tunnelled, w.url + "/ok", tunnelled, "https://refused/", "https://127.0.0.1:1/"):
+        yield client, url
+    for mode in ("FORWARD_ONLY", "TUNNEL_ONLY") if HTTPX < (0, 18) else ():
+        yield w.client(proxy=httpx.Proxy(w.server.proxy.url, mode=mode), **options), w.url + "/ok"
 
 
 @program
 async def proxied(w):
-    client, urls = through_a_proxy(w)
-    for number, url in enumerate(urls):
+    for number, (client, url) in enumerate(through_a_proxy(w)):
         await noted(w, number, client.get(url))
 
 
@@ -400,6 +403,7 @@ async def auth_flows(w):
         await then_another(w, "/ok", client=client, auth=flow)
 
 
+@program
 async def client_is_copied(w):
     client = w.client(limit=2)
     before = sorted(vars(client))

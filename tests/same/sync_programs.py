@@ -57,8 +57,7 @@ def sync_streams(w):
 
 @program
 def sync_proxied(w):
-    client, urls = through_a_proxy(w, sync=True)
-    for url in urls:
+    for client, url in through_a_proxy(w, sync=True):
         try:
             w.notes.append(client.get(url).text)
         except httpx.HTTPError as exc:
