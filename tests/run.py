@@ -141,6 +141,9 @@ def run_matrix(arguments):
 
 
 def main(arguments):
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        return 0
     counts = run_matrix(arguments[1:]) if arguments[:1] == ["--matrix"] else run_here(arguments)
     passed, failed, skipped = (sum(column) for column in zip(*(counts or [(0, 0, 0)])))
     print("%d passed, %d failed, %d skipped" % (passed, failed, skipped))

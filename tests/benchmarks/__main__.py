@@ -13,7 +13,6 @@ NAMES = {
     "soak": "memory, files, tasks and objects over many cancelled requests",
     "throughput": "requests a second to a server on loopback, plain and patched",
     "upgrade": "connections that a service loses on each httpx",
-    "picture": "connections in use against cancelled requests: draws tests/connections.svg",
 }
 name, *arguments = [*sys.argv[1:], "--help"]
 if name not in NAMES:
