@@ -100,16 +100,14 @@ class AsyncLegacyConnection(AsyncConnection, LegacyConnection):
 class Tunnel(LegacyConnection):
     """A connection through an HTTP proxy. To open its socket means CONNECT and then TLS."""
 
-    via: Any = None  # The connection to the proxy.
+    via: Any  # The connection to the proxy.
 
     def cut(self: Any) -> None:
         super().cut()
-        if self.via is not None:
-            self.via.cut()
+        self.via.cut()
 
     def send_connect(self: Any, timeout: Any) -> Any:
         pool, target = self.pool, b"%b:%d" % self.origin[1:]
-        self.via = pool.guard(pool._create_connection(pool.proxy_origin), pool.connection_kind)
         headers = merge_headers([(b"Host", target), (b"Accept", b"*/*")], pool.proxy_headers)
         send = getattr(self.via, pool.request_method)
         return send(b"CONNECT", (*pool.proxy_origin, target), headers, _EMPTY, {"timeout": timeout})
@@ -190,8 +188,11 @@ class Books011(Books):
         super().take_in(exchange)
 
     def make_connection(self: Any, origin: Any) -> Any:
-        is_tunnel = self.proxy_mode == "TUNNEL_ONLY" or (self.proxy_mode and origin != self.proxy_origin)
-        return self.guard(self._create_connection(origin), self.tunnel if is_tunnel else self.connection_kind)
+        connection = self._create_connection(origin)
+        if self.proxy_mode == "TUNNEL_ONLY" or (self.proxy_mode and origin != self.proxy_origin):
+            connection.via = self.guard(self._create_connection(self.proxy_origin), self.connection_kind)
+            return self.guard(connection, self.tunnel)
+        return self.guard(connection, self.connection_kind)
 
     def guard(self: Any, connection: Any, mixin: Any) -> Any:
         connection.__class__ = guarded_kind(type(connection), mixin)
