@@ -85,17 +85,20 @@ async def test_the_response_of_a_dropped_request_is_closed_in_the_background(gua
 @pytest.mark.anyio
 @asyncio_only
 @pytest.mark.parametrize("error", [LookupError, custom.Abort])
-async def test_an_error_comes_out_before_a_cancel_that_came_during_the_close(guarded, error):
+async def test_an_error_comes_out_before_a_cancel_that_came_during_the_close(guarded, error, caplog):
     """The request failed; the cancel struck the clean-up: the error now, the cancel at the next wait."""
 
     async def fail():
         raise error
 
     async def close():
+        closes.append(len(closes))
+        if closes[-1]:  # As this is done again.
+            raise OSError
         asyncio.get_event_loop().call_soon(task.cancel)
         await passes(3)
 
-    struck = []
+    struck, closes = [], []
 
     async def work():
         body = AsyncBody(fail, close)
@@ -111,7 +114,7 @@ async def test_an_error_comes_out_before_a_cancel_that_came_during_the_close(gua
 
     task = start(work())
     await asyncio.wait([task])
-    assert task.cancelled() and len(struck) == 1
+    assert task.cancelled() and len(struck) == 1 and "a clean-up failed: OSError" in caplog.text
     # For an Exception, and up to 0.17 for any, httpx closes the response itself.
     assert error is LookupError or compat.HTTPX < (0, 18) or struck == ["the next wait"]
 

@@ -257,6 +257,16 @@ async def test_attempts_to_connect_that_nobody_waits_for_are_few_and_end_with_th
 
 
 @asyncio_only
+async def test_a_pool_that_has_become_plain_serves_nobody(guarded):
+    client = Network().under(make(guarded.AsyncClient))
+    await client.get(URL)
+    compat.pool_of(client).serve_soon()
+    compat.pool_of(client).become_plain()
+    await passes()
+    await client.aclose()
+
+
+@asyncio_only
 @pytest.mark.parametrize("number", [1, 30])
 async def test_a_loop_that_is_held_up_costs_no_socket(servers, guarded, number, monkeypatch):
     """What connects and what gives up then come in the same pass."""
