@@ -234,6 +234,7 @@ async def test_a_pool_is_found_beside_many_mounts_and_a_large_cache(guarded):
     # As NO_PROXY makes them.
     mounts.update((httpx._utils.URLPattern("http://host-%d.test" % number), None) for number in range(100))
     client._transport.cache = Cache.fromkeys(range(1000))
+    client._transport.itself = client._transport  # It is not looked through for ever.
     with anyio.move_on_after(0.02):
         await client.get(URL)
     network.hangs = None
@@ -311,6 +312,7 @@ def test_an_idle_connection_of_a_loop_that_is_closed_is_logged_and_goes(servers,
         if not caplog.records:  # It is the first.
             loop.close()
     assert caplog.text.count("a clean-up failed: RuntimeError") == 1
+    compat.pool_of(client).drop_all()  # As a request does that is dropped here.
     loop.run_until_complete(client.aclose())
     loop.close()
     gc.collect()
@@ -362,6 +364,8 @@ def test_requests_that_are_dropped_after_their_loop_has_ended_are_settled(guarde
         request.close()
     assert (compat.connections_of(pooled), compat.requests_of(pooled)) == ([], 0)
     assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == []
+    for task in compat.all_tasks(loop):  # What still connects.
+        task.cancel()
     for client in (pooled, other):
         loop.run_until_complete(client.aclose())
     loop.close()
@@ -416,13 +420,13 @@ async def test_a_response_from_before_the_guard_closes_quietly(servers, monkeypa
     assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == []
 
 
-@pytest.mark.parametrize("name", ["_find", "_trim"])
+@pytest.mark.parametrize("name", ["books.Books._find", "books.Books._trim", "connections.Connection.leave"])
 async def test_a_step_that_fails_is_warned_of_once_and_fails_no_request(servers, guarded, name, monkeypatch, caplog):
-    """As on an httpcore that lacks what the step needs: `_find` takes a request in, `_trim` is for when it ends."""
+    """As on an httpcore that lacks what the step needs."""
     monkeypatch.setattr("httpx_cancel_safe._stats._has_fallen_back", False)
     client = make(guarded.AsyncClient)
     await client.get(servers.plain.url + "/get")
-    monkeypatch.setattr("httpx_cancel_safe._pool.books.Books." + name, mock.Mock(side_effect=AttributeError("gone")))
+    monkeypatch.setattr("httpx_cancel_safe._pool." + name, mock.Mock(side_effect=AttributeError("gone")))
     for _ in range(2):
         await client.get(servers.plain.url + "/get")
     await is_whole(client, servers.plain.url + "/get")

@@ -25,8 +25,8 @@ class Books014(Books):
     exchanges = property(lambda self: self._requests)
 
     def is_quiet(self: Any) -> bool:
-        """Return whether no plain request waits in this pool, or is in the middle of changing it."""
-        return not self._pool_lock._lock.locked() and all(status.connection for status in self._requests)
+        """Return whether no plain request is in the middle of changing this pool."""
+        return not self._pool_lock._lock.locked()
 
     def open_books(self: Any) -> None:
         self.count()
