@@ -80,6 +80,8 @@ async def test_the_response_of_a_dropped_request_is_closed_in_the_background(gua
     assert body.closed == 1
     assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == []
     await client.aclose()
+    parts = httpx_cancel_safe._streams.AsyncGuard(body, None).__aiter__()
+    assert parts.__aiter__() is parts  # It is an iterator.
 
 
 @pytest.mark.anyio

@@ -135,9 +135,8 @@ def test_a_safe_client_is_guarded_once_with_the_patch_or_without(is_on):
     assert is_guarded() is is_on and changed(before) == set()
 
 
-# Another tool, which wraps both clients the way it really does, and counts the calls it saw. tests/stacking has 17.
 class Datadog:
-    """wrapt's FunctionWrapper; it takes off whatever lies on top."""
+    """Another tool: wrapt's FunctionWrapper; it takes off whatever lies on top. tests/stacking has the real ones."""
 
     seen = 0
 

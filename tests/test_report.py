@@ -129,11 +129,11 @@ def test_a_patch_that_does_not_work_ends_with_1(start_up):
 
 @pytest.mark.skipif(RELEASE < (0, 15), reason="this httpx is too old")
 @pytest.mark.parametrize("what", ["bind", "connect"])
-def test_without_loopback_it_says_that_nothing_could_be_tried(what, start_up):
-    start_up("import socket\ndef fail(*arguments):\n    raise PermissionError(1, 'no')\nsocket.socket.%s = fail" % what)
-    found = checks_of(report("--json"))
-    assert found["loopback"]["status"] == "warn" and "nothing could be tried" in found["loopback"]["detail"]
-    assert {found[name]["status"] for name in TRIALS} == {"skip"}
+def test_without_loopback_it_says_that_nothing_could_be_tried(what, monkeypatch):
+    monkeypatch.setattr("socket.socket." + what, mock.Mock(side_effect=PermissionError(1, "no")))
+    found = {check.name: check for check in checks.examine()}
+    assert found["loopback"].status == "warn" and "nothing could be tried" in found["loopback"].detail
+    assert {found[name].status for name in TRIALS} == {"skip"}
 
 
 def test_an_error_in_the_report_itself_ends_with_2(start_up):

@@ -9,7 +9,7 @@ import pytest
 
 import httpx_cancel_safe
 
-from .benchmarks.soak import growth, server, soak
+from .benchmarks.soak import server, soak
 from .support.compat import FIXED, HTTPX
 
 REQUESTS = 1500  # On each backend.
@@ -35,14 +35,14 @@ def test_nothing_grows(url, backend):
     # Some sockets may still be closing, each time.
     assert last.files <= first.files + 10
     # What one request in thirty leaves behind would show.
-    assert {kind: n for kind, n in growth(first, last).items() if n >= 40} == {}
+    assert {kind: n for kind, n in (last.objects - first.objects).items() if n >= 40} == {}
 
 
 @pytest.mark.skipif(not (0, 21) <= HTTPX < (0, 23), reason="the others leak too seldom to count on it")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_it_grows_without_the_patch(url):
-    parts = list(soak(url, 300, 2, ["asyncio"]))
+    first, last = soak(url, 300, 2, ["asyncio"])
     gc.collect()  # Sockets that nobody has closed: here, and not in another test.
-    assert not parts[-1].answered
-    assert growth(*parts)["httpcore._async.connection_pool.RequestStatus"] > 0
+    assert not last.answered
+    assert (last.objects - first.objects)["httpcore._async.connection_pool.RequestStatus"] > 0

@@ -1,6 +1,7 @@
 """`python -m httpx_cancel_safe`: report on this environment. None of this runs in a service."""
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -44,14 +45,12 @@ def _checks() -> Iterator[Any]:
     """Yield a check for each of NAMES, in their order. An internal error is a check too, and the last one."""
     from .report.checks import NAMES, Check, examine
 
-    found = examine()
-    for name in NAMES:
-        try:
-            yield next(found, None) or Check(name, "skip", "not looked at, for want of an httpx")
-        except Exception as exc:
-            traceback.print_exc()
-            yield Check(CRASHED, "fail", ascii(exc), "please report it")
-            return
+    try:
+        for name, check in itertools.zip_longest(NAMES, examine()):
+            yield check or Check(name, "skip", "not looked at, for want of an httpx")
+    except Exception as exc:
+        traceback.print_exc()
+        yield Check(CRASHED, "fail", ascii(exc), "please report it")
 
 
 def _line(name: str, status: str, detail: str, hint: str) -> str:

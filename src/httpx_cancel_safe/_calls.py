@@ -90,10 +90,10 @@ def _close(coroutine: Any) -> None:
     Scopes and locks of anyio belong to the task that dropped it, and cannot be left here.
     """
     left = 100
-    while True:
+    while left:
         try:
             coroutine.close()
-            return
+            left = 0
         except RuntimeError:  # That it ignored GeneratorExit, by waiting; or one of its own.
             left -= 1
             if coroutine.cr_frame is None or not left:

@@ -38,8 +38,7 @@ async def to_end(close: Callable[[], Any], seconds: float, is_failing: bool, own
             return
         # From Python 3.11 on, anyio lets its own cancel through if the task has been cancelled natively before.
         if shielded is None or not shielded.shield.cancel_called:
-            if library() == "asyncio":
-                await _again(close, seconds)
+            await _again(close, seconds)
             raise
     except GeneratorExit:
         in_background(_bounded(close, seconds))
@@ -87,10 +86,10 @@ class _Shielded(Driver):
     async def _watch(self) -> None:
         """Look every so often whether the scope outside is cancelled, and give up once it is."""
         module = _scopes.trio_or_anyio()
-        while True:
+        await module.sleep(self._seconds)
+        while not _scopes.is_cancelled(self._outside):
             await module.sleep(self._seconds)
-            if _scopes.is_cancelled(self._outside):
-                self.shield.deadline = module.current_time()  # After cancel(), anyio 3 would not leave it cleanly.
+        self.shield.deadline = module.current_time()  # After cancel(), anyio 3 would not leave it cleanly.
 
 
 async def _again(close: Callable[[], Any], seconds: float) -> None:

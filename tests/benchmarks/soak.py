@@ -159,11 +159,6 @@ def soak(urls, requests, tenths=10, backends=("asyncio", "trio"), seed=0):
         loop.close()
 
 
-def growth(first, last):
-    """How many objects of each type there are more in `last`, those that grew."""
-    return last.objects - first.objects
-
-
 def main():
     parser = common.parser(__doc__)
     parser.add_argument("--requests", type=int, default=100000)
@@ -180,5 +175,5 @@ def main():
             cells = [one.cancelled, one.finished, sum(one.failures.values()), one.lost, one.orphans, one.answered]
             common.row(*cells, one.tasks, one.files, "%.1f" % (one.memory / 1e6), sum(one.objects.values()))
     print("on", " and ".join(backends))
-    print("grown since the first tenth:", dict(growth(tenths[0], tenths[-1]).most_common(8)) or "nothing")
+    print("grown since the first tenth:", dict((tenths[-1].objects - tenths[0].objects).most_common(8)) or "nothing")
     print("failures:", dict(sum((one.failures for one in tenths), collections.Counter())) or "none")

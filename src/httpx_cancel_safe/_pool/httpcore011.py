@@ -77,12 +77,11 @@ class LegacyConnection(Named, Connection):
         return self.is_idle() or (self.is_http2 and self.connection.state.name == "ACTIVE" and not self._is_broken())
 
     def has_expired(self: Any) -> bool:
-        if is_cut_off(self.connection.socket):
-            return True
+        is_cut = is_cut_off(self.connection.socket)
         if _KNOWS_STATE:
-            return bool(self.should_close())
+            return is_cut or bool(self.should_close())
         is_readable = getattr(self, "is_socket_readable", None) or self.is_connection_dropped
-        return is_readable() or (self.expires_at is not None and _now() >= self.expires_at)
+        return is_cut or is_readable() or (self.expires_at is not None and _now() >= self.expires_at)
 
     def leave(self: Any, exchange: Exchange, exc: Any) -> None:
         super().leave(exchange, exc)
