@@ -202,14 +202,15 @@ def test_a_patch_that_a_tool_took_off_is_put_back_with_a_warning(caplog):
     assert not is_guarded()
 
 
-def test_a_tool_is_looked_through_whatever_its_closure_holds(monkeypatch):
+@pytest.mark.parametrize("take", [getattr, inspect.getattr_static])
+def test_a_tool_is_looked_through_whatever_its_closure_holds(take, monkeypatch):
     """A class, say, and a name that has no value yet."""
     httpx_cancel_safe.patch()
-    kind, real = AsyncClient, AsyncClient.send
+    kind, real = AsyncClient, take(AsyncClient, "send")
 
     async def send(*args, **kwargs):
-        return await real(*args, kind, later, **kwargs)
+        return await real(*args, **kwargs) if kind else later
 
     monkeypatch.setattr(AsyncClient, "send", send)
-    assert httpx_cancel_safe.is_patched()
+    assert httpx_cancel_safe.is_patched() and closes(AsyncClient) == 1
     later = None

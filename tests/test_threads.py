@@ -168,8 +168,7 @@ def test_threads_share_a_new_connection_that_cannot_do_http2(servers, monkeypatc
     with compat.make_client(httpx.Client, context, limit=limit, keepalive=1, http2=True, pool_timeout=20) as client:
         if is_wrapped and compat.HTTPX >= (0, 21):  # By a tool.
             pool = type(compat.pool_of(client))
-            own = pool.handle_request
-            monkeypatch.setattr(pool, "handle_request", lambda *args: own(*args))
+            monkeypatch.setattr(pool, "handle_request", lambda *args, own=pool.handle_request: own(*args))
         at_once(late, *[work] * (threads - 1))
     assert found == [200] * 10 * threads
     assert server.gone(seconds=5)

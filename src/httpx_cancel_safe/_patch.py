@@ -84,6 +84,10 @@ def is_needed() -> bool:
 class _Guard(wrapt.FunctionWrapper):  # type: ignore[type-arg]
     """A guard that `patch()` puts on a class of httpx."""
 
+    def __call__(self, client: Any, *args: Any, **kwargs: Any) -> Any:
+        # By a tool that took it from the `__dict__` of the class, where a function would be.
+        return self.__get__(client, type(client))(*args, **kwargs)
+
 
 def _seams() -> List[Tuple[Any, str, Any]]:
     """Return each class of httpx, the method to guard, and its wrapper."""
