@@ -57,13 +57,9 @@ class Books014(Books):
         return connection
 
     def _assign(self: Any, exchange: Any) -> bool:
-        _complete(exchange)
+        if not isinstance(exchange, Exchange):
+            _complete(exchange)
         return super()._assign(exchange)
-
-    def take_up(self: Any, status: Any) -> bool:
-        """Serve a request that began before this pool was guarded."""
-        self.serve()
-        return status.connection is not None
 
 
 def _complete(status: Any) -> None:
@@ -77,10 +73,11 @@ class Async014(AsyncPool, Books014):
     connection_kind = AsyncConnection
 
     async def _attempt_to_acquire_connection(self, status: Any) -> bool:
-        return self.take_up(status)
+        self.serve()
+        return status.connection is not None
 
     async def _close_expired_connections(self) -> None:
-        """Leave it to `take_up`: httpcore's would change the books while it waits, outside of a step."""
+        """Leave it to `serve`: httpcore's would change the books while it waits, outside of a step."""
 
     async def response_closed(self, status: Any) -> None:
         self.settle(status)
@@ -93,14 +90,15 @@ class Sync014(SyncPool, Books014):
 
     def _attempt_to_acquire_connection(self, status: Any) -> bool:
         with self._steps:
-            has_one, connection = self.take_up(status), status.connection
-            if has_one:  # From another thread, perhaps, which has set the event that it had before.
+            self.serve()
+            connection = status.connection
+            if connection is not None:  # From another thread, perhaps, which has set the event that it had before.
                 status.connection = None
                 status.set_connection(connection)
-            return has_one
+            return connection is not None
 
     def _close_expired_connections(self) -> None:
-        """Leave it to `take_up`: httpcore's would change the books outside of a step."""
+        """Leave it to `serve`: httpcore's would change the books outside of a step."""
 
     def response_closed(self, status: Any) -> None:
         self.settle(status)
