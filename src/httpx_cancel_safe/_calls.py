@@ -85,7 +85,7 @@ now = _Now()
 
 
 def _close(coroutine: Any) -> None:
-    """Close a coroutine that was dropped, even if its clean-up waits: each of those waits is closed as well.
+    """Close a coroutine that was dropped, even if its clean-up waits: up to a hundred waits are closed as well.
 
     Scopes and locks of anyio belong to the task that dropped it, and cannot be left here.
     """
