@@ -74,7 +74,7 @@ MUTANTS = [
     Mutant("a body that fails ends", "_pool.aio:AsyncBody._next", "self.abandon(exc)", "pass", FAULTS + " retries"),
     Mutant("a body that is closed ends", "_pool.aio:AsyncBody.aclose", "self.exchange.end()", "pass", PROMISES),
     Mutant("a connection that has gone is forgotten", "_pool.books:Books.settle", "del self._users[connection]", "pass", SAME + " server_closes"),
-    Mutant("a plain request wakes", "_pool.httpcore014:Sync014._attempt_to_acquire_connection", "if connection is not None:", "if False:", "test_threads.py share", LISTED),
+    Mutant("a plain request wakes", "_pool.httpcore014:Sync014._attempt_to_acquire_connection", "if connection is not None:", "if False:", "test_threads.py plain_request_wakes", LISTED),
     Mutant("only steps change the books", "_pool.httpcore014:Sync014._close_expired_connections", "", "return super()._close_expired_connections()", "test_threads.py share", LISTED),
     Mutant("a turn is given back", "_pool.aio:Turns.acquire", "self.give_back()", "pass", "test_bystanders.py turn"),
     # connections

@@ -1,7 +1,7 @@
 """httpcore 0.11 to 0.13, where a pool lists connections by origin, counts permits, and does not list its requests.
 
-From 0.13.4 on (`_KNOWS_STATE`) a connection knows its state and its expiry. Before, its pool keeps track of them, and
-attributes have no underscore in front. What is guarded there has both names.
+From 0.13.4 on (`_KNOWS_STATE`) a connection knows its state and its expiry. Before, its pool keeps track of them. Up to
+0.13.4 (`_IS_BARE`) attributes have no underscore in front. What is guarded there has both names.
 """
 
 # mypy: ignore-errors
@@ -27,6 +27,7 @@ from .sockets import is_cut_off
 from .threads import SyncPool
 
 _KNOWS_STATE = hasattr(AsyncHTTPConnection, "is_idle")
+_IS_BARE = "backend" in AsyncHTTPConnection.__init__.__code__.co_names
 _IS_013 = hasattr(AsyncHTTPConnection, "handle_async_request")
 _EMPTY = (getattr(httpcore, "ByteStream", None) or httpcore.PlainByteStream)(b"")
 
@@ -41,11 +42,13 @@ class Named:
     """It has the attributes of 0.14."""
 
     _network_stream = _alias("socket")
-    _network_backend = _alias("_backend" if _KNOWS_STATE else "backend")
-    if not _KNOWS_STATE:
-        _connect_failed, _state = _alias("connect_failed"), _alias("state")
-        _h11_state, _h2_state, _events, _streams = map(_alias, ("h11_state", "h2_state", "events", "streams"))
+    _network_backend = _alias("backend" if _IS_BARE else "_backend")
+    if _IS_BARE:
+        _connect_failed, _ssl_context = _alias("connect_failed"), _alias("ssl_context")
+        _h2_state, _events, _streams = _alias("h2_state"), _alias("events"), _alias("streams")
         _sent_connection_init = _alias("sent_connection_init")
+    if not _KNOWS_STATE:
+        _state, _h11_state = _alias("state"), _alias("h11_state")
 
 
 class AsyncLegacyInner(AsyncInner, Named):
