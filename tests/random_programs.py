@@ -40,7 +40,7 @@ POOL_TIMEOUT = 8  # Nobody waits that long for a connection, unless one was lost
 # What Python, anyio and trio say of async generators that are dropped, with and without us.
 OF_OTHERS = ("generator is already running", "exit cancel scope in a different task", "Async generator")
 # anyio, in a coroutine that is dropped after its loop; asyncio, of what wait_for() goes on with; httpx 0.15 to 0.17.
-OF_OTHERS += ("unknown async library", "cannot reuse already awaited coroutine", "Unclosed <httpx.")
+OF_OTHERS += ("unknown async library", "no running event loop", "already awaited coroutine", "Unclosed <httpx.")
 
 Config = collections.namedtuple("Config", "connections keepalive expiry end")
 Step = collections.namedtuple("Step", "number pause kind origin path cut at gap")

@@ -81,7 +81,7 @@ async def cancelled_at(k, coro, way):
     if way == "raise":
         return await _raised_at(k, coro)
     loop = asyncio.get_event_loop()
-    at = [k, k + 1 + k % 4] if way == "twice" else [k]
+    at = [k, k + 1 + k % 4] if way == "twice" and k else [k]
     calls, asked = [], []
 
     def cancel_at(count):

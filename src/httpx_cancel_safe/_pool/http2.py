@@ -111,8 +111,6 @@ class LegacyAsyncHTTP2(AsyncHTTP2):
     """For httpcore 0.11 to 0.13."""
 
     def begin(self: Any) -> None:
-        # httpcore's locks here are asyncio's or anyio's: a cancel can leave those of anyio before 3.5 locked.
-        self.socket.read_lock, self.socket.write_lock = Turns(), Turns()
         super().begin()
         self._initialization_lock, self._read_lock = Turns(), Turns()
 

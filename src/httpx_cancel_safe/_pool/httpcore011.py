@@ -20,7 +20,7 @@ from httpcore._sync import base as sync_base
 from httpcore._utils import url_to_origin
 
 from .._scopes import is_cancel, library
-from .aio import AsyncPool
+from .aio import AsyncPool, Turns
 from .books import Books, Exchange, guarded_kind
 from .connections import AsyncConnection, AsyncInner, Connection
 from .sockets import is_cut_off
@@ -32,6 +32,7 @@ _IS_013 = hasattr(AsyncHTTPConnection, "handle_async_request")
 _EMPTY = (getattr(httpcore, "ByteStream", None) or httpcore.PlainByteStream)(b"")
 
 POOL_NEEDS = ("_connections", "_max_connections", "_max_keepalive_connections", "_keepalive_expiry", "_backend")
+POOL_NEEDS += ("_create_connection",)  # Which 0.11.0 lacks.
 
 
 def _alias(name: str) -> Any:
@@ -97,6 +98,11 @@ class AsyncLegacyConnection(AsyncConnection, LegacyConnection):
     """The same in an async pool."""
 
     inner_kind = AsyncLegacyInner
+
+    def guard_inner(self, inner: Any) -> None:
+        # Before 3.5, a cancel can leave those of anyio locked.
+        inner.socket.read_lock, inner.socket.write_lock = Turns(), Turns()
+        super().guard_inner(inner)
 
 
 class Tunnel(LegacyConnection):
