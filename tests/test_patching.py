@@ -110,15 +110,12 @@ def test_a_guarded_class_looks_the_same(guarded):
 
 @pytest.mark.parametrize("value", [-1, -0.5, float("nan"), float("inf"), "x", None, True, [5]], ids=repr)
 def test_a_bad_close_timeout_is_refused_with_what_was_found_and_what_is_accepted(value):
-    def patched():
-        with httpx_cancel_safe.patched(close_timeout=value):
-            pass
-
+    block = httpx_cancel_safe.patched(close_timeout=value)
+    ways = [lambda: httpx_cancel_safe.patch(close_timeout=value), block.__enter__]
     safe_classes = [httpx_cancel_safe.SafeAsyncClient, httpx_cancel_safe.SafeClient]
     # httpx before 0.20 reads in __del__() what __init__() has not set.
     changes = {"close_timeout": value, "__del__": lambda client: None}
-    subclasses = [type("Subclass", (cls,), changes) for cls in safe_classes]
-    for use in [lambda: httpx_cancel_safe.patch(close_timeout=value), patched] + subclasses:
+    for use in ways + [type("Subclass", (cls,), changes) for cls in safe_classes]:
         with pytest.raises((TypeError, ValueError)) as caught:
             use()
         message = str(caught.value)

@@ -176,14 +176,12 @@ def test_threads_share_a_new_connection_that_cannot_do_http2(servers, monkeypatc
 
 @pytest.mark.skipif(compat.HTTPX < (0, 21), reason="httpcore has no RequestStatus before 0.14")
 def test_a_plain_request_wakes_that_was_given_its_connection_too_early(servers):
-    """Before it had made the event that it waits for next."""
     from httpcore._sync.connection_pool import Request, RequestStatus
 
     with httpx_cancel_safe.patched(), compat.make_client(httpx.Client, True) as client:
         client.get(servers.plain.url + "/get")
-        pool = compat.pool_of(client)
-        status = RequestStatus(Request("GET", servers.plain.url))
-        status.connection = pool.connections[0]
+        pool, status = compat.pool_of(client), RequestStatus(Request("GET", servers.plain.url))
+        status.connection = pool.connections[0]  # And its event is not set.
         pool._requests.append(status)
         assert pool._attempt_to_acquire_connection(status)
         assert status.wait_for_connection(timeout=0) is pool.connections[0]
