@@ -54,7 +54,7 @@ MUTANTS = [
     Mutant("it is repeated after a native cancel", "_closing:to_end", "await _again(close, seconds)", "pass", CUSTOM),
     Mutant("a close is bounded", "_closing:_Shielded.__init__", "seconds if is_failing else float", "float", PROMISES),
     Mutant("one with nobody failing, too", "_closing:_Shielded._watch", "while not _scopes.is_cancelled(self._outside):", "while True:", CUSTOM),
-    Mutant("scopes of the response stay in order", "_streams:Exchange._run_async", "_scopes.outermost_within(scope)", "None", CUSTOM),
+    Mutant("scopes of the response stay in order", "_streams:GuardingTransport._self_run_async", "_scopes.outermost_within(scope)", "None", CUSTOM),
     Mutant("an error of the close is hidden", "_streams:_Guard._gives_way", "if self._is_failing and", "if False and", PROMISES),
     Mutant("a cancel that struck it counts", "_streams:_Guard._gives_way", "if is_cancel(exc) or", "if", STATS + " counted_once"),
     Mutant("a response is closed once", "_streams:AsyncGuard.aclose", "if not self.is_over:", "if True:", STATS + " fails_is_warned"),

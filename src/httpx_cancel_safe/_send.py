@@ -17,7 +17,7 @@ from . import _closing
 from ._calls import Call, Settings, now
 from ._pool import generation, guard_pools
 from ._scopes import current_task
-from ._streams import Exchange, abandon
+from ._streams import GuardingTransport, abandon
 
 
 async def send_async(settings: Settings, wrapped: Any, client: Any, args: Any, kwargs: Any) -> Any:
@@ -70,7 +70,7 @@ def send_sync(settings: Settings, wrapped: Any, client: Any, args: Any, kwargs: 
 def transport_for(wrapped: Any, client: Any, args: Any, kwargs: Any) -> Any:
     """Run `_transport_for_url` of either client. The transport notes its response in the current `send`."""
     transport = wrapped(*args, **kwargs)
-    return transport if now.call is None else Exchange(transport, now.call)
+    return transport if now.call is None else GuardingTransport(transport, now.call)
 
 
 def stream(wrapped: Any, client: Any, args: Any, kwargs: Any) -> Any:

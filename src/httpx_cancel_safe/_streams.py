@@ -9,6 +9,7 @@ import time
 from typing import Any, Optional
 
 import httpx
+import wrapt
 
 from . import _scopes, _stats
 from ._calls import Call, now
@@ -127,36 +128,37 @@ class _AsyncParts:
             raise
 
 
-class Exchange:
+class GuardingTransport(wrapt.ObjectProxy):  # type: ignore[type-arg]
     """A transport, for one exchange of a `send`. It puts a guard into the response, unless that is from a pool."""
 
     def __init__(self, transport: Any, call: Call) -> None:
-        self._transport, self._call = transport, call
+        super().__init__(transport)
+        self._self_call = call
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self.__dict__.get("_transport"), name)
+        found = getattr(self.__wrapped__, name)
         if name in ("handle_async_request", "arequest"):  # The second is that of httpx up to 0.17.
-            return functools.partial(self._run_async, found)
+            return functools.partial(self._self_run_async, found)
         if name in ("handle_request", "request"):
-            return functools.partial(self._run_sync, found)
+            return functools.partial(self._self_run_sync, found)
         return found
 
-    async def _run_async(self, method: Any, *args: Any, **kwargs: Any) -> Any:
+    async def _self_run_async(self, method: Any, *args: Any, **kwargs: Any) -> Any:
         scope = _scopes.innermost_scope()
         answer = await method(*args, **kwargs)
-        return self._guard(answer, AsyncGuard, "aclose", _scopes.outermost_within(scope))
+        return self._self_guard(answer, AsyncGuard, "aclose", _scopes.outermost_within(scope))
 
-    def _run_sync(self, method: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._guard(method(*args, **kwargs), SyncGuard, "close")
+    def _self_run_sync(self, method: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._self_guard(method(*args, **kwargs), SyncGuard, "close")
 
-    def _guard(self, answer: Any, kind: Any, close: str, own_scope: Any = None) -> Any:
+    def _self_guard(self, answer: Any, kind: Any, close: str, own_scope: Any = None) -> Any:
         is_parts = isinstance(answer, tuple)  # Up to httpx 0.19.
         stream = answer[2] if is_parts else getattr(answer, "stream", None)
         is_pools = isinstance(getattr(stream, "_httpcore_stream", stream), PoolBody)
         if is_pools or isinstance(stream, _Guard) or getattr(type(stream), close, None) in _INHERITED:
             return answer
-        guard = kind(stream, self._call, own_scope)
-        self._call.guards.append(guard)
+        guard = kind(stream, self._self_call, own_scope)
+        self._self_call.guards.append(guard)
         if is_parts:
             return (*answer[:2], guard, *answer[3:])
         answer.stream = guard

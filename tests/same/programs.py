@@ -430,9 +430,9 @@ async def subclasses(w):
             w.notes.append("send")
             return await super().send(request, **options)
 
-        async def _send_single_request(self, *args, **options):
-            w.notes.append("single")
-            return await super()._send_single_request(*args, **options)
+        async def _send_single_request(self, request, *args, **options):
+            w.notes.append(isinstance(self._transport_for_url(request.url), type(self._transport)))
+            return await super()._send_single_request(request, *args, **options)
 
     return (await w.client(Client).get(w.url + "/redirect?to=/ok")).text
 
