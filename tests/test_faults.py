@@ -99,6 +99,8 @@ async def test_a_client_closed_right_after_a_cancel_closes_quietly(servers, guar
 @pytest.mark.parametrize("path", ["/hang-headers", "/hang-body"])
 @pytest.mark.parametrize("neighbour", [False, True])
 async def test_no_request_gets_an_http2_connection_whose_socket_is_closed(servers, guarded, path, neighbour):
+    if neighbour and (0, 14) <= compat.HTTPCORE < (0, 14, 4):
+        pytest.skip("an answer may wait until the next one arrives: httpcore #439")
     url = servers.http2.url
     client = compat.make_client(guarded.AsyncClient, servers.client_context(), http2=True)
     await client.get(url + "/get")
