@@ -242,6 +242,17 @@ async def test_another_stream_on_the_same_http2_connection_goes_on(servers, guar
     await client.aclose()
 
 
+@pytest.mark.parametrize("keepalive", [0, 1])
+async def test_no_more_connections_stay_idle_than_the_limit_says(servers, guarded, keepalive):
+    """Also where requests have waited."""
+    client = compat.make_client(guarded.AsyncClient, False, limit=5, keepalive=keepalive)
+    async with anyio.create_task_group() as group:
+        for _ in range(8):
+            group.start_soon(client.get, servers.plain.url + "/get")
+    assert compat.connections_of(client) == ["idle"] * keepalive
+    await client.aclose()
+
+
 # 7. A dropped coroutine is settled without a wait. A closed async generator may wait: see test_faults.py.
 @asyncio_only
 @pytest.mark.parametrize("phase", ["connect", "write", "read"])  # Python tells no async generator that it is dropped.

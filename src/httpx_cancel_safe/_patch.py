@@ -120,8 +120,9 @@ def patch(*, close_timeout: float = 5.0) -> bool:
         UnsupportedHTTPXError: httpx is older than 0.15.0.
         ImportError: httpx cannot be imported.
 
-    Safe from any thread and at any time. A second call changes the limit, and puts back guards that were taken off. On
-    httpx 0.15 to 0.20, a pool in which requests wait at that time is guarded once none waits.
+    Safe from any thread and at any time. Requests that are under way are not covered. A second call changes the limit,
+    and puts back guards that were taken off. On httpx 0.15 to 0.20, a pool in which requests wait at that time is
+    guarded once none waits.
     Backports https://github.com/encode/httpx/pull/2156, and goes beyond it.
     """
     global _since

@@ -169,10 +169,10 @@ class Books:
             connection.leave(exchange, exc)
             if not is_used and not connection.is_idle():
                 self._drop(connection)
+        if self.trims_last_used or not self._users[None]:
+            self._trim(connection)
         if self._users[None]:
             self.serve_soon()
-        else:
-            self._trim(connection)
         if exc is not None:
             _stats.released(exchange.request, phase, exc, began)
 

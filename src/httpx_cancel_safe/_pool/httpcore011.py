@@ -87,6 +87,12 @@ class LegacyConnection(Named, Connection):
         is_readable = getattr(self, "is_socket_readable", None) or self.is_connection_dropped
         return is_cut or is_readable() or (self.expires_at is not None and _now() >= self.expires_at)
 
+    def close(self: Any) -> None:
+        # A plain request that ends in another thread closes its connection, which may have another request by now.
+        with self.pool._steps:
+            if not getattr(self.pool, "_users", {}).get(self):
+                super().close()
+
     def leave(self: Any, exchange: Exchange, exc: Any) -> None:
         super().leave(exchange, exc)
         expiry = exchange.pool._keepalive_expiry
@@ -277,7 +283,10 @@ class Sync011(SyncPool, Books011):
 
     def _remove_from_pool(self: Any, connection: Any) -> None:
         with self._steps:  # A plain request ends in another thread.
-            super()._remove_from_pool(connection)
+            if connection not in self.listed:
+                super()._remove_from_pool(connection)
+            elif not self._users[connection]:
+                self._drop(connection)
 
 
 # How to guard each of httpcore's pools, subclasses first.
