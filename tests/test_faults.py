@@ -93,9 +93,7 @@ async def test_a_client_closed_right_after_a_cancel_closes_quietly(servers, guar
 
 
 # HTTP/2: a timeout of one request on a shared connection.
-@pytest.mark.skipif(
-    compat.HTTPX < (0, 18) or sys.version_info < (3, 8), reason="one stream's exception is every stream's there"
-)
+@pytest.mark.skipif(compat.HTTPX < (0, 18) or sys.version_info < (3, 8), reason="streams share exceptions there")
 @pytest.mark.parametrize("path", ["/hang-headers", "/hang-body"])
 @pytest.mark.parametrize("neighbour", [False, True])
 async def test_no_request_gets_an_http2_connection_whose_socket_is_closed(servers, guarded, path, neighbour):

@@ -244,10 +244,9 @@ async def test_another_stream_on_the_same_http2_connection_goes_on(servers, guar
 
 @pytest.mark.parametrize("keepalive", [0, 1])
 async def test_no_more_connections_stay_idle_than_the_limit_says(servers, guarded, keepalive):
-    """Also where requests have waited."""
     client = compat.make_client(guarded.AsyncClient, False, limit=5, keepalive=keepalive)
     async with anyio.create_task_group() as group:
-        for _ in range(8):
+        for _ in range(8):  # Three of them wait.
             group.start_soon(client.get, servers.plain.url + "/get")
     assert compat.connections_of(client) == ["idle"] * keepalive
     await client.aclose()

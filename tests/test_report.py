@@ -245,9 +245,7 @@ def test_a_switch_that_means_neither_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "code, last",
-    [("", "Nothing failed, but see what is marked warn."), ("import httpx_cancel_safe.auto\n", "Safe.")],
-    ids=["not patched", "patched"],
+    "code, last", [("", "Nothing failed, but see what is marked warn."), ("import httpx_cancel_safe.auto\n", "Safe.")]
 )
 def test_piped_it_is_plain_text_for_a_ticket(code, last, start_up):
     start_up(code + WITHOUT_TRIALS)

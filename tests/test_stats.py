@@ -176,9 +176,7 @@ def warning_of(log):
     return warning
 
 
-@pytest.mark.parametrize(
-    "ends_by, failure", [(Abort, OSError), (LookupError, OSError), (Abort, asyncio.CancelledError)]
-)
+@pytest.mark.parametrize("ends_by, failure", [(Abort, OSError), (KeyError, OSError), (Abort, asyncio.CancelledError)])
 async def test_a_close_that_fails_is_warned_of_without_what_it_says(ends_by, failure, changed, log):
     """One that cancels itself fails, too."""
 

@@ -183,8 +183,7 @@ def test_a_plain_request_wakes_that_was_given_its_connection_too_early(servers):
         pool, status = compat.pool_of(client), RequestStatus(Request("GET", servers.plain.url))
         status.connection = pool.connections[0]  # And its event is not set.
         pool._requests.append(status)
-        assert pool._attempt_to_acquire_connection(status)
-        assert status.wait_for_connection(timeout=0) is pool.connections[0]
+        assert pool._attempt_to_acquire_connection(status) and status.wait_for_connection(timeout=0)
         pool.response_closed(status)
 
 
@@ -198,9 +197,8 @@ def test_a_response_that_is_open_when_the_pool_is_guarded_gives_its_connection_b
             response.read()
         with httpx_cancel_safe.patched(), client.stream("GET", servers.plain.url + "/chunked") as response:
             if compat.HTTPX < (0, 21):  # A plain request ends on the connection that it had, and closes it.
-                connection = compat.pool_of(client).listed[0]
-                compat.pool_of(client)._remove_from_pool(connection)
-                connection.close()
+                compat.pool_of(client)._remove_from_pool(compat.pool_of(client).listed[0])
+                compat.pool_of(client).listed[0].close()
             response.read()
         client.get(servers.plain.url + "/get")
         assert type(compat.pool_of(client)) is kind

@@ -47,14 +47,8 @@ def as_installed(folder):
 
 def run(*arguments, **options):
     """Run Python with these arguments and return what it printed and its status."""
-    return subprocess.run(
-        [sys.executable] + list(arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
-        timeout=100,
-        env=environment(**options),
-    )
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "universal_newlines": True}
+    return subprocess.run([sys.executable, *arguments], env=environment(**options), timeout=100, **output)
 
 
 def run_code(code, *flags, **options):
